@@ -1,0 +1,52 @@
+"""Measure, steer and test the spectral geometry of LLM post-training.
+
+Importing this package loads nothing heavy; each public name loads its room when it is first used.
+"""
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# TRL and huggingface_hub read this when they are imported, which is after us: nothing about a run leaves the machine.
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+if TYPE_CHECKING:
+    from stablerank.facade import export, train
+    from stablerank.rewards.plain_trl import as_trl_reward
+    from stablerank.spectral.functionals import stable_rank
+    from stablerank.training.recipe import Recipe, load_recipe
+    from stablerank.training.telemetry import GeometryCallback, watch_geometry
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GeometryCallback": "stablerank.training.telemetry",
+    "Recipe": "stablerank.training.recipe",
+    "as_trl_reward": "stablerank.rewards.plain_trl",
+    "export": "stablerank.facade",
+    "load_recipe": "stablerank.training.recipe",
+    "stable_rank": "stablerank.spectral.functionals",
+    "train": "stablerank.facade",
+    "watch_geometry": "stablerank.training.telemetry",
+}
+
+__all__ = [
+    "GeometryCallback",
+    "Recipe",
+    "as_trl_reward",
+    "export",
+    "load_recipe",
+    "stable_rank",
+    "train",
+    "watch_geometry",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stablerank' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,1 @@
+"""What is trained: one spec a method, one contract for all."""

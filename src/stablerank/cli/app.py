@@ -1,0 +1,23 @@
+"""The verbs, gathered."""
+
+import typer
+
+from stablerank.cli import demo, doctor_verb, export, report, train, zoo
+
+app = typer.Typer(
+    name="stablerank",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Post-train language models and watch the spectral geometry of what changes.\n\n"
+        "New here? Run `stablerank demo`: about three minutes on two CPU cores, ends with a report.\n\n"
+        "Then `stablerank train RECIPE`: see recipes/ for complete examples."
+    ),
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("report")(report.report)
+app.command("export")(export.export)
+app.command("doctor")(doctor_verb.doctor)
+app.add_typer(zoo.app, name="zoo")

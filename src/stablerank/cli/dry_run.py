@@ -1,0 +1,28 @@
+"""`stablerank train --dry-run`."""
+
+import yaml
+
+
+def print_plan(path: str, overrides: list[str]) -> None:
+    """Check recipe, model, data and reward; print the resolved recipe and what it would cost. Writes nothing."""
+    from stablerank.training.estimate import estimate
+    from stablerank.training.policy import check_prompts_fit, load_policy
+    from stablerank.training.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    cost = estimate(recipe)
+    recipe.reward.build()
+    rows = recipe.data.train_rows()
+    held_out = recipe.data.held_out_rows(recipe.evaluation.split, recipe.evaluation.problems)
+    check_prompts_fit(recipe, *load_policy(recipe), [*rows, *held_out])
+    print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
+    share = cost.trainable / cost.total
+    print(f"trainable parameters  {cost.trainable:,} ({share:.1%} of the model's {cost.total:,})")
+    print(f"training rows         {len(rows):,}; held-out {recipe.evaluation.split} rows {len(held_out):,}")
+    print(f"memory, at least      {_gigabytes(cost.floor_bytes)}, plus activations and about 0.9 GB of libraries:")
+    for name in ("weights", "gradients_and_optimiser", "reference", "logits"):
+        print(f"  {name.replace('_', ' '):<24}{_gigabytes(getattr(cost, name + '_bytes'))}")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"

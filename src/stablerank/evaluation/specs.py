@@ -1,0 +1,21 @@
+"""What a recipe says about evaluation."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluationSpec(BaseModel):
+    """Greedy held-out accuracy before and after training, and on the way if ``every`` is set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: Literal["validation", "test"] = Field(
+        default="test", description="tune on validation; look at test once, with fresh seeds"
+    )
+    problems: int = Field(default=600, ge=1, description="held-out problems before and after training")
+    every: int = Field(default=0, ge=0, description="optimiser steps between points of the curve; 0 draws none")
+    curve_problems: int = Field(default=200, ge=1, description="problems of a point of the curve")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="limit of a completion; unset: as in training")
+    batch_size: int = Field(default=256, ge=1, description="completions generated at once")
+    pass_reward: float = Field(default=1.0, description="a completion passes when its reward reaches this")

@@ -1,0 +1,46 @@
+"""The few calls that cross floors: a run, then its report. `stablerank.train` and `stablerank.export` live here."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stablerank.reports.html import write_report
+from stablerank.runs.folder import RunFolder
+from stablerank.training.export import merge
+from stablerank.training.recipe import Recipe, load_recipe, parse_recipe
+from stablerank.training.session import Progress, is_main_process, resume, start
+
+
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Train a recipe (object, mapping or YAML path), write its report, and return the run.
+
+    Raises:
+        StablerankError: anything about the recipe, model, data or output folder that the user can mend.
+    """
+    if isinstance(recipe, Recipe):
+        resolved = recipe
+    elif isinstance(recipe, Mapping):
+        resolved = parse_recipe(dict(recipe))
+    else:
+        resolved = load_recipe(recipe, overrides)
+    return _reported(start(resolved, progress, overrides))
+
+
+def continue_training(run: str | Path, progress: Progress | None = None) -> RunFolder:
+    """Take up an interrupted run and write its report."""
+    return _reported(resume(run, progress))
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """Merge a finished run's adapter into its base and write a plain model folder."""
+    return merge(Path(run), Path(out))
+
+
+def _reported(folder: RunFolder) -> RunFolder:
+    if is_main_process():
+        write_report(folder.path)
+    return folder

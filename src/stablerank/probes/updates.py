@@ -1,0 +1,183 @@
+"""The geometry of what training changed: one update a trained matrix, measured against random updates of its structure.
+
+Legend: O output features, I input features, R adapter rank, N updates of one shape.
+
+Contract: reads weights only; no forward pass, no gradient, no random state, no change of training mode. A LoRA update
+is ``scale * B A`` of the factors as they stand, merged or not, and is never formed; a full update is the trained weight
+minus its snapshot. At step 0 of an ordinary LoRA the update is exactly zero: stable rank NaN, status ``zero``.
+
+Numerics: spectral/exact.py (fp64, rounding interval, hence confidence 1). Cost: adapters of one shape share one batched
+QR and SVD; a full update pays a dense SVD, which dominates from matrices of about 1000 by 1000.
+
+A row's ``layer`` is the first number in the name and ``module`` what follows it. Encoder-decoder models number two
+stacks alike and are outside the domain.
+
+Left out on purpose: convolutions, PEFT's expert stacks (``target_parameters``) and LoRA variants (DoRA, KaSA, aLoRA and
+others), whose update is not a plain ``scale * B A``, are skipped; biases and norms are not matrices. Sharded parameters
+(FSDP, ZeRO-3) are not gathered.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor, nn
+
+from stablerank.errors import ModelError
+from stablerank.runs.geometry_rows import GeometryRow
+from stablerank.spectral.exact import (
+    Estimate,
+    Spectra,
+    factored_spectra,
+    frobenius_estimates,
+    spectrum,
+    stable_rank_estimates,
+)
+from stablerank.spectral.nulls import Null, dense_null, factored_null
+from stablerank.spectral.operators import Difference, Factored
+from stablerank.spectral.precision import at_least_fp32
+
+NO_NULL = Null(math.nan, math.nan, math.nan, "none")
+"""A norm has no scale-free null."""
+
+
+@dataclass(frozen=True, eq=False)
+class NamedUpdate:
+    """The update of one matrix and the name of the module that holds it."""
+
+    name: str
+    operator: Factored | Difference
+
+
+def adapter_updates(model: nn.Module, adapter: str = "default") -> list[NamedUpdate]:
+    """The updates of one LoRA adapter: linear layers and embeddings, in the model's order.
+
+    Raises:
+        ModelError: no layer holds a measurable adapter of that name.
+    """
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer))
+    found = ((name, _factors(layer, adapter)) for name, layer in layers)
+    updates = [NamedUpdate(name, factors) for name, factors in found if factors is not None]
+    if not updates:
+        raise ModelError(
+            f"No layer of {type(model).__name__} holds a plain LoRA adapter named {adapter!r} on a linear or embedding "
+            "layer: name an adapter that the model has, or measure full updates against a snapshot."
+        )
+    return updates
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy on the CPU, in fp32 at least, of every trainable 2-D weight that is not an adapter's factor."""
+    return {name: at_least_fp32(weight.detach()).to("cpu", copy=True) for name, weight in _trained_matrices(model)}
+
+
+def full_updates(model: nn.Module, initial: Mapping[str, Tensor]) -> list[NamedUpdate]:
+    """The updates of every weight that :func:`snapshot` takes, relative to the snapshot ``initial``.
+
+    Raises:
+        ModelError: a trainable matrix has no entry in the snapshot.
+    """
+    return [
+        NamedUpdate(name.removesuffix(".weight"), Difference(weight.detach(), _before(initial, name)))
+        for name, weight in _trained_matrices(model)
+    ]
+
+
+def measure_updates(updates: Sequence[NamedUpdate], *, run: str, seed: int, step: int) -> list[GeometryRow]:
+    """Two rows an update, ``stable_rank`` and ``frobenius``, in the order of ``updates``."""
+    measured: dict[int, list[tuple[str, Estimate, Null]]] = {}
+    for indices, spectra, null in _batches([update.operator for update in updates]):
+        ranks, norms = stable_rank_estimates(spectra), frobenius_estimates(spectra)
+        for index, rank, norm in zip(indices, ranks, norms, strict=True):
+            measured[index] = [("stable_rank", rank, null), ("frobenius", norm, NO_NULL)]
+    return [
+        _row(update.name, metric, estimate, null, run=run, seed=seed, step=step)
+        for index, update in enumerate(updates)
+        for metric, estimate, null in measured[index]
+    ]
+
+
+def layer_and_module(name: str) -> tuple[int | None, str]:
+    """Split a module's name at its first number: ``model.layers.3.mlp.up_proj`` is ``(3, "mlp.up_proj")``."""
+    parts = name.split(".")
+    for position, part in enumerate(parts[:-1]):
+        if part.isdecimal():
+            return int(part), ".".join(parts[position + 1 :])
+    return None, name
+
+
+def _factors(layer: LoraLayer, adapter: str) -> Factored | None:
+    """The factors of one layer, or None where the layer has none or its update is not ``scale * B A``."""
+    if isinstance(layer, ParamWrapper) or layer.lora_variant.get(adapter) is not None:
+        return None
+    if adapter in layer.lora_embedding_A:  # the update is (B A)^T there: the same singular values
+        b_OR, a_RI = layer.lora_embedding_B[adapter], layer.lora_embedding_A[adapter]
+    elif adapter in layer.lora_A and layer.lora_A[adapter].weight.ndim == 2:
+        b_OR, a_RI = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
+    else:
+        return None
+    return Factored(b_OR.detach(), a_RI.detach(), layer.scaling[adapter])
+
+
+def _trained_matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.ndim == 2 and ".lora_" not in name:
+            yield name, weight
+
+
+def _before(initial: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in initial:
+        raise ModelError(
+            f"The snapshot of {len(initial)} matrices has no entry {name!r}: take it from the same model, "
+            "wrapped the same way, after every trainable weight is unfrozen."
+        )
+    return initial[name]
+
+
+def _batches(operators: Iterable[Factored | Difference]) -> Iterator[tuple[list[int], Spectra, Null]]:
+    """Spectra with the null of their structure, and the positions they belong to; factored updates batched by shape."""
+    factored: dict[tuple[object, ...], list[tuple[int, Factored]]] = defaultdict(list)
+    for index, operator in enumerate(operators):
+        if isinstance(operator, Difference):
+            yield [index], spectrum(operator), dense_null(*operator.shape)
+        else:
+            b_OR = operator.b_OR
+            factored[(*operator.shape, b_OR.shape[1], b_OR.dtype, b_OR.device)].append((index, operator))
+    for group in factored.values():
+        indices, members = zip(*group, strict=True)
+        yield list(indices), _stacked_spectra(members), factored_null(*members[0].shape, members[0].b_OR.shape[1])
+
+
+def _stacked_spectra(members: Sequence[Factored]) -> Spectra:
+    b_NOR = torch.stack([member.b_OR for member in members])
+    a_NRI = torch.stack([member.a_RI for member in members])
+    scale_N = torch.tensor([member.scale for member in members], dtype=torch.float64, device=b_NOR.device)
+    return factored_spectra(b_NOR, a_NRI, scale_N)
+
+
+def _row(name: str, metric: str, estimate: Estimate, null: Null, *, run: str, seed: int, step: int) -> GeometryRow:
+    layer, module = layer_and_module(name)
+    return GeometryRow(
+        run=run,
+        seed=seed,
+        step=step,
+        layer=layer,
+        module=module,
+        kind="update",
+        metric=metric,
+        value=estimate.value,
+        lower=estimate.lower,
+        upper=estimate.upper,
+        confidence=1.0,
+        status=estimate.status,
+        passes=estimate.passes,
+        null=null.median,
+        null_low=null.low,
+        null_high=null.high,
+        null_kind=null.kind,
+        tokens=None,
+    )

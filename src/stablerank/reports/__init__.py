@@ -1,0 +1,1 @@
+"""Reports read a run folder and nothing else."""

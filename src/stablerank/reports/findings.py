@@ -1,0 +1,104 @@
+"""What a run showed, in sentences; the page and the terminal summary say the same thing because both ask here."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stablerank.reports import geometry, words
+from stablerank.reports.read import Run, Score, UpdateRanks, number
+
+
+def headline(run: Run) -> str:
+    """One line for somebody who reads nothing else."""
+    if run.summary is None:
+        return f"This run has not finished: {progress(run)}"
+    before, after = run.summary.before, run.summary.after
+    if before is None or after is None:
+        return f"Trained for {run.summary.steps} steps; pass@1 was not measured"
+    change = f"pass@1 from {words.percent(before.value)} to {words.percent(after.value)}"
+    return {"raised": "Training raised ", "lowered": "Training lowered "}.get(
+        direction(run.summary.gain), "Training did not clearly change pass@1: "
+    ) + (change if direction(run.summary.gain) != "unclear" else change.removeprefix("pass@1 "))
+
+
+def direction(gain: Score | None) -> str:
+    """``raised`` or ``lowered`` when the whole interval of the gain is on one side of zero, else ``unclear``."""
+    if gain is None:
+        return "unclear"
+    return "raised" if gain.low > 0 else "lowered" if gain.high < 0 else "unclear"
+
+
+def progress(run: Run) -> str:
+    trainer = run.recipe.get("trainer")
+    steps = trainer.get("max_steps") if isinstance(trainer, Mapping) else None
+    return f"step {run.last_step} of {steps}" if steps else f"step {run.last_step}"
+
+
+def held_out(run: Run) -> str:
+    """The sentence behind the headline's numbers; empty before a run ends."""
+    summary = run.summary
+    if summary is None or summary.before is None or summary.after is None:
+        return ""
+    before, after = summary.before, summary.after
+    sentence = (
+        f"On {after.problems:,} {summary.split} problems that it never trained on, the model's single answer is right "
+        f"{words.percent(after.value)} of the time (95 % interval {words.interval(after)}); before training it was "
+        f"{words.percent(before.value)} ({words.interval(before)})."
+    )
+    if summary.gain is None:
+        return sentence
+    gain = summary.gain
+    doubt = "" if direction(gain) != "unclear" else ", so no change is a fair reading too"
+    return f"{sentence} The change is {words.points(gain)} (95 % interval {words.points_interval(gain)}{doubt})."
+
+
+def what_was_trained(run: Run) -> str:
+    objective, model = str(run.recipe.get("objective", "a trainer")), _model(run.recipe.get("model"))
+    steps = run.summary.steps if run.summary else run.last_step
+    took = run.summary.train_seconds if run.summary else math.nan
+    time = f" in {words.duration(took)}" if math.isfinite(took) else " so far"
+    return f"{objective.upper()} trained {_adapter(run)} of {model} for {steps} steps{time}."
+
+
+def geometry_finding(ranks: UpdateRanks) -> str:
+    """Mean stable rank at the last measured step against its null, and how many matrices lie outside."""
+    reading = geometry.overall(ranks)
+    found = f"The mean stable rank of the {reading.matrices} weight updates is {reading.last:.2f}"
+    if not reading.has_null:
+        return f"{found}; the run recorded no null, so the number has no floor to be read against."
+    null = f"random factors of the same shapes have {reading.null:.2f}"
+    return f"{found}; {null} ({reading.null_low:.2f} to {reading.null_high:.2f}). {_sides(reading)}"
+
+
+def has_geometry(run: Run) -> bool:
+    return run.ranks is not None and bool(run.ranks.measured().step_R.size)
+
+
+def _sides(reading: geometry.Reading) -> str:
+    if reading.below == reading.matrices:
+        return "Every update lies below its random range: training writes into fewer directions than chance would."
+    if reading.above == reading.matrices:
+        return "Every update lies above its random range: training spreads over more directions than chance would."
+    return f"{reading.below} lie below their random range, {reading.within} inside it, {reading.above} above it."
+
+
+def _adapter(run: Run) -> str:
+    adapter = run.recipe.get("adapter")
+    kind = adapter.get("kind") if isinstance(adapter, Mapping) else adapter
+    if kind == "full":
+        return f"every weight{_share(run)}"
+    rank = f" of rank {adapter['r']}" if isinstance(adapter, Mapping) and "r" in adapter else ""
+    name = {"lora": "LoRA"}.get(str(kind), str(kind)) if kind else "an"
+    return f"a {name} adapter{rank}{_share(run)}" if kind else f"an adapter{_share(run)}"
+
+
+def _share(run: Run) -> str:
+    parameters = run.manifest.get("parameters")
+    if not isinstance(parameters, Mapping):
+        return ""
+    trainable, total = number(parameters.get("trainable")), number(parameters.get("total"))
+    return f" ({trainable:,.0f} of {total:,.0f} parameters)" if trainable >= 0 and total > 0 else ""
+
+
+def _model(model: Any) -> str:
+    return str(model.get("path", "a model")) if isinstance(model, Mapping) else str(model or "a model")

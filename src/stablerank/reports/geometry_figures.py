@@ -1,0 +1,123 @@
+"""Stable ranks over training: heat maps by module type, their shared colour bar, and the mean against the null.
+
+Legend: S steps, L layers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from stablerank.reports.geometry import Curve, Grid, Reading
+from stablerank.reports.read import Floats
+from stablerank.reports.svg import FIRST, INK, MUTED, NULL, Picture, house_style, render
+
+CELL_DPI = 200
+"""Cells are embedded as an image: a long run of a deep model has more cells than an SVG should have paths."""
+
+
+def mean_against_null(curve: Curve) -> Picture:
+    """Mean stable rank over all matrices, the middle four fifths of them, and the band of random factors."""
+    alt = f"Mean stable rank over optimiser steps: {curve.mean_S[0]:.2f} at step {curve.step_S[0]:.0f}, "
+    alt += f"{curve.mean_S[-1]:.2f} at step {curve.step_S[-1]:.0f}."
+    alt += f" Random factors of the same shapes: {curve.null_S[-1]:.2f}." if curve.has_null else " No null recorded."
+    with house_style("mean-stable-rank"):
+        figure = Figure(figsize=(6.2, 3.3), layout="constrained")
+        axes = figure.subplots()
+        if curve.has_null:
+            axes.fill_between(
+                curve.step_S, curve.null_low_S, curve.null_high_S, color=NULL, alpha=0.25, linewidth=0,
+            )  # fmt: skip
+            label = "random factors (null): median and range"
+            axes.plot(curve.step_S, curve.null_S, color=NULL, linestyle=(0, (5, 3)), linewidth=1.6, label=label)
+        axes.fill_between(curve.step_S, curve.low_S, curve.high_S, color=FIRST, alpha=0.18, linewidth=0)
+        label = "updates: mean and middle 80 % of matrices"
+        axes.plot(curve.step_S, curve.mean_S, color=FIRST, marker="o", markersize=4, label=label)
+        axes.set_ylim(bottom=1)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("stable rank (directions)")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        svg = render(figure, "mean-stable-rank", alt)
+    return Picture("mean-stable-rank", "Mean over all matrices", "", alt, svg)
+
+
+def heat_maps(grids: Sequence[Grid], readings: Sequence[Reading]) -> list[Picture]:
+    """One panel a module type; all panels and `colour_bar` share one scale."""
+    scale, null = shared_scale(grids), {reading.module: reading for reading in readings}
+    return [_heat_map(place, grid, null.get(grid.module), scale) for place, grid in enumerate(grids)]
+
+
+def colour_bar(grids: Sequence[Grid], overall: Reading) -> Picture:
+    """The scale of every heat map, with the null marked on it or beside it."""
+    scale = shared_scale(grids)
+    alt = f"Colour scale of the heat maps: stable rank from {scale.vmin:.2f} to {scale.vmax:.2f}."
+    with house_style("colour-bar"):
+        figure = Figure(figsize=(6.2, 0.62), layout="constrained")
+        axes = figure.subplots()
+        bar = figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, orientation="horizontal")
+        bar.outline.set_visible(False)
+        axes.set_xlabel("stable rank of the update (directions)")
+        axes.grid(visible=False)
+        if overall.has_null:
+            _mark_null(axes, overall.null, scale)
+        svg = render(figure, "colour-bar", alt)
+    return Picture("colour-bar", "Colour scale", "", alt, svg)
+
+
+def shared_scale(grids: Sequence[Grid]) -> Normalize:
+    """From the smallest to the largest stable rank of the run; at least half a direction wide."""
+    value = np.concatenate([grid.value_LS.ravel() for grid in grids])
+    low, high = float(np.nanmin(value)), float(np.nanmax(value))
+    return Normalize(low, max(high, low + 0.5))
+
+
+def edges(step_S: Floats) -> Floats:
+    """Cell borders half way between measured steps; the outer cells are as wide as their neighbours' half."""
+    if step_S.size == 1:
+        return np.array([step_S[0] - 0.5, step_S[0] + 0.5])
+    middle = (step_S[1:] + step_S[:-1]) / 2
+    return np.concatenate([[2 * step_S[0] - middle[0]], middle, [2 * step_S[-1] - middle[-1]]])
+
+
+def _heat_map(place: int, grid: Grid, null: Reading | None, scale: Normalize) -> Picture:
+    name, layers = f"heat-map-{place}", grid.layer_L.size
+    alt = f"Heat map of {grid.module}: stable rank by layer and step, {layers} layers, {grid.step_S.size} steps. "
+    alt += f"Mean at the last step {null.last:.2f}." if null else "No stable rank is defined."
+    with house_style(name):
+        figure = Figure(figsize=(3.1, float(np.clip(0.75 + 0.17 * layers, 1.4, 4.2))), layout="constrained")
+        axes = figure.subplots()
+        border_S, border_L = edges(grid.step_S.astype(np.float64)), np.arange(layers + 1) - 0.5
+        axes.pcolormesh(border_S, border_L, grid.value_LS, norm=scale, cmap="viridis", rasterized=True)
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        shown = np.arange(0, layers, max(1, layers // 8))
+        axes.set_yticks(shown, [grid.layer_names[layer] for layer in shown])
+        figure.set_dpi(CELL_DPI)
+        svg = render(figure, name, alt)
+    caption = f"random factors: {null.null:.2f}" if null and null.has_null else "no null recorded"
+    return Picture(name, grid.module, caption, alt, svg)
+
+
+def _mark_null(axes: Axes, null: float, scale: Normalize) -> None:
+    low, high = float(scale.vmin or 0), float(scale.vmax or 0)
+    if low <= null <= high:
+        axes.axvline(null, color=INK, linewidth=2)
+        axes.annotate(
+            f"random factors {null:.2f}", (null, 1), (0, 3), textcoords="offset points", ha="center", va="bottom"
+        )
+        return
+    outside, text = (
+        ((1, 1), f"random factors {null:.2f} →") if null > high else ((0, 1), f"← random factors {null:.2f}")
+    )
+    axes.annotate(
+        text, outside, (0, 3), xycoords="axes fraction", textcoords="offset points", color=MUTED,
+        ha="right" if null > high else "left", va="bottom",
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""Held-out answers before and after training, paired by prompt and sorted by what changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stablerank.reports.read import Rollout
+
+Change = Literal["fixed", "kept", "broken", "unsolved"]
+
+CHANGES: tuple[Change, ...] = ("fixed", "kept", "broken", "unsolved")
+"""Wrong then right, right twice, right then wrong, wrong twice."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt, answered before and after training."""
+
+    before: Rollout
+    after: Rollout
+
+    @property
+    def change(self) -> Change:
+        if is_right(self.after):
+            return "kept" if is_right(self.before) else "fixed"
+        return "broken" if is_right(self.before) else "unsolved"
+
+
+def is_right(rollout: Rollout) -> bool:
+    """Outcome rewards are 1 for a right answer and 0 for a wrong one; half way decides."""
+    return rollout.reward > 0.5
+
+
+def pair_up(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[Pair]:
+    """Pair by data row and prompt, in row order; an answer without its counterpart is left out."""
+    later = {(rollout.row, rollout.prompt): rollout for rollout in after}
+    earlier = {(rollout.row, rollout.prompt): rollout for rollout in before}
+    return [Pair(earlier[key], later[key]) for key in sorted(earlier) if key in later]
+
+
+def by_change(pairs: Sequence[Pair]) -> dict[Change, list[Pair]]:
+    return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}

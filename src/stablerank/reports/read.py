@@ -1,0 +1,250 @@
+"""A run folder, read into plain frozen records for the report and the summary.
+
+Works on a run that is still going, or that was killed: whatever is not there yet is None or empty, and whatever is
+there but cannot be read is left out and named in `Run.damage`. Only the manifest is required.
+
+Legend: R one geometry measurement, S steps. Stable ranks are float64; NaN means "not defined" (a zero update).
+
+Left out on purpose: training rollouts. The page shows the held-out answers before and after, and those are few.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stablerank.errors import RunFolderError
+from stablerank.runs.folder import RunFolder
+
+Row = Mapping[str, Any]
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+
+NO_LAYER = -1
+"""Stands for a module outside the layer stack, such as an output head."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of problems solved, or a difference of two, with its 95 % interval; all in 0..1 (gains in -1..1)."""
+
+    value: float
+    low: float
+    high: float
+    problems: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One held-out evaluation."""
+
+    step: int
+    phase: Literal["before", "curve", "after"]
+    split: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``summary.json`` says; written when a run ends."""
+
+    before: Score | None
+    after: Score | None
+    gain: Score | None
+    train_seconds: float
+    telemetry_seconds: float
+    peak_memory_bytes: float
+    steps: int
+    split: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One held-out answer."""
+
+    row: int
+    prompt: str
+    completion: str
+    answer: str
+    reward: float
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class UpdateRanks:
+    """Stable rank of each weight update and of its null, one entry a measurement, sorted by step, module, layer."""
+
+    step_R: NDArray[np.int64]
+    layer_R: NDArray[np.int64]
+    module_R: NDArray[np.str_]
+    value_R: Floats
+    null_R: Floats
+    null_low_R: Floats
+    null_high_R: Floats
+
+    def where(self, chosen_R: NDArray[np.bool_]) -> "UpdateRanks":
+        return UpdateRanks(**{name: column[chosen_R] for name, column in vars(self).items()})
+
+    def measured(self) -> "UpdateRanks":
+        """Only the measurements that are defined."""
+        return self.where(np.isfinite(self.value_R))
+
+    def last(self) -> "UpdateRanks":
+        """Only the measurements of the last step."""
+        return self.where(self.step_R == self.step_R.max(initial=0))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report shows of one run."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    summary: Summary | None
+    metrics: Sequence[Row]
+    timings: Sequence[Row]
+    evaluations: Sequence[Evaluation]
+    ranks: UpdateRanks | None
+    before: Sequence[Rollout]
+    after: Sequence[Rollout]
+    damage: tuple[str, ...]
+
+    def evaluations_of(self, phase: str) -> list[Evaluation]:
+        return [evaluation for evaluation in self.evaluations if evaluation.phase == phase]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        recipe = self.manifest.get("recipe")
+        return recipe if isinstance(recipe, dict) else {}
+
+    @property
+    def last_step(self) -> int:
+        return max((int(row["step"]) for row in self.metrics), default=0)
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunFolderError: the folder has no readable manifest.
+    """
+    folder, damage = RunFolder(path), list[str]()
+    manifest = folder.manifest()
+    if not isinstance(manifest, dict):
+        raise RunFolderError(f"{path} is not a run folder: its manifest.json holds no object; give another folder.")
+
+    def tolerant(name: str, read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damage.append(f"{name} cannot be read ({error}), so the report leaves it out.")
+            return otherwise
+
+    return Run(
+        folder=path,
+        manifest=manifest,
+        summary=tolerant("summary.json", lambda: _summary(folder.summary_path), None),
+        metrics=tolerant("metrics.jsonl", lambda: _by_step(folder.metrics.rows()), []),
+        timings=tolerant("timings.jsonl", lambda: _by_step(folder.timings.rows()), []),
+        evaluations=tolerant("evaluations.jsonl", lambda: [_evaluation(row) for row in folder.evaluations.rows()], []),
+        ranks=tolerant("geometry/", lambda: _update_ranks(folder.geometry.read()), None),
+        before=tolerant("rollouts/ (before)", lambda: _rollouts(folder.rollouts.read(), "before"), []),
+        after=tolerant("rollouts/ (after)", lambda: _rollouts(folder.rollouts.read(), "after"), []),
+        damage=tuple(damage),
+    )
+
+
+def series(rows: Sequence[Row], column: str) -> tuple[Floats, Floats]:
+    """``(step_S, value_S)`` of one column, without the steps that do not have it."""
+    pairs = [(float(row["step"]), number(row.get(column))) for row in rows]
+    kept = np.array([pair for pair in pairs if math.isfinite(pair[1])], dtype=np.float64).reshape(-1, 2)
+    return kept[:, 0], kept[:, 1]
+
+
+def number(value: Any) -> float:
+    """The value as a float, NaN for whatever is not a number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _by_step(rows: Sequence[Row]) -> list[Row]:
+    """One row a step, the later one where two share a step."""
+    unique = {int(row["step"]): row for row in rows}
+    return [unique[step] for step in sorted(unique)]
+
+
+def _summary(path: Path) -> Summary | None:
+    if not path.exists():
+        return None
+    raw = json.loads(path.read_text())
+    return Summary(
+        before=_score(raw.get("pass_at_1_before")),
+        after=_score(raw.get("pass_at_1_after")),
+        gain=_score(raw.get("pass_at_1_gain")),
+        train_seconds=number(raw.get("train_seconds")),
+        telemetry_seconds=number(raw.get("telemetry_seconds")),
+        peak_memory_bytes=number(raw.get("peak_memory_bytes")),
+        steps=int(raw.get("steps") or 0),
+        split=str(raw.get("split") or "held-out"),
+        verdict=str(raw.get("verdict") or ""),
+    )
+
+
+def _score(raw: Any) -> Score | None:
+    """None unless there is a value: a run without problems to evaluate on has no score."""
+    if not isinstance(raw, Mapping) or not math.isfinite(number(raw.get("value"))):
+        return None
+    return Score(number(raw["value"]), number(raw.get("low")), number(raw.get("high")), int(raw.get("problems") or 0))
+
+
+def _evaluation(row: Row) -> Evaluation:
+    score = Score(number(row["pass_at_1"]), number(row["low"]), number(row["high"]), int(row["problems"]))
+    return Evaluation(int(row["step"]), row["phase"], str(row["split"]), score)
+
+
+def _update_ranks(table: pa.Table | None) -> UpdateRanks | None:
+    if table is None:
+        return None
+    kept = table.filter((pc.field("kind") == "update") & (pc.field("metric") == "stable_rank"))
+    if not kept.num_rows:
+        return None
+    kept = kept.sort_by([("step", "ascending"), ("module", "ascending"), ("layer", "ascending")])
+
+    def floats(name: str) -> Floats:
+        return np.array([number(value) for value in kept[name].to_pylist()], dtype=np.float64)
+
+    return UpdateRanks(
+        step_R=kept["step"].to_numpy().astype(np.int64),
+        layer_R=np.array([NO_LAYER if v is None else v for v in kept["layer"].to_pylist()], dtype=np.int64),
+        module_R=np.array(kept["module"].to_pylist(), dtype=np.str_),
+        value_R=floats("value"),
+        null_R=floats("null"),
+        null_low_R=floats("null_low"),
+        null_high_R=floats("null_high"),
+    )
+
+
+def _rollouts(table: pa.Table | None, phase: str) -> list[Rollout]:
+    if table is None:
+        return []
+    rows = table.filter(pc.field("phase") == phase).to_pylist()
+    return [
+        Rollout(
+            row=int(row["row"]),
+            prompt=str(row["prompt"]),
+            completion=str(row["completion"]),
+            answer=str(row["answer"]),
+            reward=number(row["reward"]),
+            tokens=int(row["tokens"]),
+            truncated=bool(row["truncated"]),
+        )
+        for row in rows
+    ]

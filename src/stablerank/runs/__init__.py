@@ -1,0 +1,1 @@
+"""The run folder: its manifest, its tidy tables, and how both survive a kill."""

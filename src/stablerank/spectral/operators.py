@@ -1,0 +1,163 @@
+"""Matrices known by what they do: a dense tensor, a product of two factors, a difference of two tensors.
+
+Legend: O output features (rows), I input features (columns), R inner rank, C block width, N batch.
+
+Contract: an operator never changes the tensors it holds and keeps their device. Products run in fp32 at least;
+``materialised`` and the core are fp64, so that a difference of bf16 weights is taken after conversion, never before.
+Needs a device with fp64 (CPU, CUDA).
+
+Source: the core is ``sigma(B A) = sigma(R_B R_A^T)`` from two thin QR factorisations (METHODS.md 10.1).
+
+Left out on purpose: matrices streamed from disk, activations, sums of operators; they join as files of their own.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stablerank.spectral.precision import at_least_fp32
+
+
+class Operator(Protocol):
+    """An O-by-I matrix that can be multiplied and has a Frobenius norm, however it is stored."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(O, I)``."""
+
+    def matmat(self, x_IC: Tensor) -> Tensor:
+        """The matrix times a block, ``(I, C) -> (O, C)``."""
+
+    def rmatmat(self, y_OC: Tensor) -> Tensor:
+        """The transposed matrix times a block, ``(O, C) -> (I, C)``."""
+
+    def frobenius_sq(self) -> float:
+        """The squared Frobenius norm, accumulated in fp64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A stored matrix ``(O, I)``."""
+
+    matrix_OI: Tensor
+
+    def __post_init__(self) -> None:
+        _require_matrix("Dense", self.matrix_OI)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(O, I)``."""
+        return self.matrix_OI.shape[0], self.matrix_OI.shape[1]
+
+    def matmat(self, x_IC: Tensor) -> Tensor:
+        """``M X``."""
+        return _product(self.matrix_OI, x_IC)
+
+    def rmatmat(self, y_OC: Tensor) -> Tensor:
+        """``M^T Y``."""
+        return _product(self.matrix_OI.mT, y_OC)
+
+    def frobenius_sq(self) -> float:
+        """``sum M^2``, without an fp64 copy."""
+        return torch.linalg.vector_norm(self.matrix_OI, dtype=torch.float64).item() ** 2
+
+    def materialised(self) -> Tensor:
+        """The matrix in fp64."""
+        return self.matrix_OI.double()
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """``scale * B A`` with ``B (O, R)`` and ``A (R, I)``; the product is never formed."""
+
+    b_OR: Tensor
+    a_RI: Tensor
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_matrix("Factored.b_OR", self.b_OR)
+        _require_matrix("Factored.a_RI", self.a_RI)
+        if self.b_OR.shape[1] != self.a_RI.shape[0]:
+            raise ValueError(
+                f"Factored needs B (O, R) and A (R, I) of one R, but B is {tuple(self.b_OR.shape)} and A is "
+                f"{tuple(self.a_RI.shape)}: transpose or pair the factors again."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(O, I)``."""
+        return self.b_OR.shape[0], self.a_RI.shape[1]
+
+    def matmat(self, x_IC: Tensor) -> Tensor:
+        """``s B (A X)``, cost O((O + I) R C)."""
+        return self.scale * _product(self.b_OR, _product(self.a_RI, x_IC))
+
+    def rmatmat(self, y_OC: Tensor) -> Tensor:
+        """``s A^T (B^T Y)``, cost O((O + I) R C)."""
+        return self.scale * _product(self.a_RI.mT, _product(self.b_OR.mT, y_OC))
+
+    def frobenius_sq(self) -> float:
+        """``sum core^2``: no cancellation, unlike the trace of two Gram matrices."""
+        core = factored_core(self.b_OR, self.a_RI, torch.as_tensor(self.scale, device=self.b_OR.device))
+        return core.square().sum().item()
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """``after - before`` of two stored matrices ``(O, I)``, on the device of ``after``."""
+
+    after_OI: Tensor
+    before_OI: Tensor
+
+    def __post_init__(self) -> None:
+        _require_matrix("Difference.after_OI", self.after_OI)
+        if self.after_OI.shape != self.before_OI.shape:
+            raise ValueError(
+                f"Difference needs two matrices of one shape, but after is {tuple(self.after_OI.shape)} and before is "
+                f"{tuple(self.before_OI.shape)}: compare a parameter with its own snapshot."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(O, I)``."""
+        return self.after_OI.shape[0], self.after_OI.shape[1]
+
+    def matmat(self, x_IC: Tensor) -> Tensor:
+        """``(W+ - W) X``: subtracted first, for the difference of two products cancels."""
+        return _product(self.materialised(), x_IC)
+
+    def rmatmat(self, y_OC: Tensor) -> Tensor:
+        """``(W+ - W)^T Y``."""
+        return _product(self.materialised().mT, y_OC)
+
+    def frobenius_sq(self) -> float:
+        """``sum (W+ - W)^2``."""
+        return self.materialised().square().sum().item()
+
+    def materialised(self) -> Tensor:
+        """The difference in fp64."""
+        return self.after_OI.double() - self.before_OI.to(self.after_OI.device).double()
+
+
+def factored_core(b_NOR: Tensor, a_NRI: Tensor, scale_N: Tensor) -> Tensor:
+    """``s R_B R_A^T`` in fp64, at most R by R: the singular values of ``s B A`` and nothing else of it.
+
+    Leading dimensions are a batch, or absent. Cost O((O + I) R^2) a product.
+    """
+    r_b = torch.linalg.qr(b_NOR.double(), mode="r").R
+    r_a = torch.linalg.qr(a_NRI.mT.double(), mode="r").R
+    return scale_N.double()[..., None, None] * (r_b @ r_a.mT)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` in the wider of the two dtypes, fp32 at least."""
+    left, right = at_least_fp32(left), at_least_fp32(right)
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    return left.to(dtype) @ right.to(dtype)
+
+
+def _require_matrix(place: str, tensor: Tensor) -> None:
+    if tensor.ndim != 2:
+        raise ValueError(f"{place} needs a 2-D tensor, but the shape is {tuple(tensor.shape)}: reshape it to (O, I).")

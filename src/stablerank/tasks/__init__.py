@@ -1,0 +1,1 @@
+"""Tasks: where prompts and gold answers come from. One task a file."""

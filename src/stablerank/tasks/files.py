@@ -1,0 +1,96 @@
+"""Rows from files: JSON lines, JSON, CSV, Parquet, local or on the hub, read by `datasets`.
+
+Left out on purpose: streaming. Reinforcement on verifiable prompts needs thousands of rows, not terabytes.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from stablerank.errors import DataError
+
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_DATA_SCHEME = "data:"
+
+
+def data_folder() -> Path:
+    """The folder of real data: ``STABLERANK_DATA``, else ``../shared/data`` beside the working directory."""
+    return Path(os.environ.get("STABLERANK_DATA", "../shared/data"))
+
+
+def load_rows(path: str, columns: dict[str, str], answer_pattern: str | None) -> list[dict[str, Any]]:
+    """Every row with our column names; raises `DataError` for what is missing, empty or not text."""
+    rows = [_renamed(row, columns) for row in _read(path, columns)]
+    for index, row in enumerate(rows):
+        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+            raise DataError(f"{path} row {index}: the prompt is {row['prompt']!r}, not text; mend or drop the row.")
+        if answer_pattern is not None:
+            row["answer"] = _extracted(str(row.get("answer")), answer_pattern, f"{path} row {index}")
+    return rows
+
+
+def split_of(prompt: str, whole_file_is_held_out: bool | None) -> str:
+    """Split by the SHA-256 of the prompt: stable under reordering, appending and seeds."""
+    bucket = hashlib.sha256(prompt.encode()).digest()[0]
+    if whole_file_is_held_out is None:
+        return "validation" if bucket < 26 else "test" if bucket < 52 else "train"
+    return ("validation" if bucket % 2 else "test") if whole_file_is_held_out else "train"
+
+
+def _read(path: str, columns: dict[str, str]) -> list[dict[str, Any]]:
+    dataset = _open(path)
+    if len(dataset) == 0:
+        raise DataError(f"{path} holds no row; give a file with at least one.")
+    needed = {"prompt", *columns}
+    for ours in sorted(needed):
+        theirs = columns.get(ours, ours)
+        if theirs not in dataset.column_names:
+            raise DataError(
+                f"{path} has no column {theirs!r} for {ours!r}, it has {', '.join(dataset.column_names)}; "
+                f"name the right one with `data.columns.{ours}=COLUMN`."
+            )
+    rows: list[dict[str, Any]] = dataset.to_list()
+    return rows
+
+
+def _open(path: str) -> Any:
+    # Imported here: `datasets` takes seconds, and a recipe on generated data never needs it.
+
+    local = data_folder() / path.removeprefix(_DATA_SCHEME) if path.startswith(_DATA_SCHEME) else Path(path)
+    if local.is_file():
+        suffixes = [s for s in local.suffixes if s in _READERS]
+        if not suffixes:
+            raise DataError(f"{path} is none of {', '.join(_READERS)}; convert it to JSON lines.")
+        return _guarded(path, _READERS[suffixes[-1]], data_files=str(local))
+    if path.startswith(_DATA_SCHEME):
+        raise DataError(f"{path} is not in the data folder {data_folder()}; set STABLERANK_DATA to the folder with it.")
+    if local.suffix or local.is_absolute() or path.count("/") != 1:
+        raise DataError(f"{path} does not exist; give an existing file, data:NAME, or a hub id such as openai/gsm8k.")
+    return _guarded(path, path)
+
+
+def _guarded(path: str, *arguments: str, **options: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(*arguments, split="train", **options)
+    except Exception as error:  # `datasets` raises many unrelated types for one bad file
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path} cannot be read as data ({type(error).__name__}: {reason}); check its format."
+        ) from error
+
+
+def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    ours = {name: row[theirs] for name, theirs in columns.items()}
+    taken = {*columns.values(), *columns}
+    return {**{key: value for key, value in row.items() if key not in taken}, **ours}
+
+
+def _extracted(text: str, pattern: str, place: str) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        raise DataError(f"{place}: data.answer_pattern {pattern!r} finds nothing in {text[-60:]!r}; mend either.")
+    return match[1].strip()

@@ -1,0 +1,113 @@
+"""The recipe's ``data`` section: where problems come from, as a union on ``kind``.
+
+Every source gives rows, dictionaries with a ``prompt`` (text, or a list of chat messages) and the columns that a
+reward needs. The three splits of a source never share a prompt.
+"""
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stablerank.errors import DataError
+from stablerank.tasks import arithmetic, files
+
+Row = dict[str, Any]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArithmeticSpec(_Spec):
+    """The generated chain arithmetic of the embedded models."""
+
+    kind: Literal["arithmetic"]
+    level: arithmetic.Level = "mixed"
+    problems: int = Field(4096, ge=1, le=100_000)
+    """Number of training problems."""
+
+    def train_rows(self) -> list[Row]:
+        """Training problems, the same for every seed of a recipe."""
+        return [_arithmetic_row(p) for p in arithmetic.problems("train", self.problems, level=self.level)]
+
+    def held_out_rows(self, split: Literal["validation", "test"], count: int) -> list[Row]:
+        """The first ``count`` problems of a fixed held-out list; the recipe's seed does not move it."""
+        return [_arithmetic_row(p) for p in arithmetic.problems(split, count, level=self.level)]
+
+
+class FileSpec(_Spec):
+    """Rows of a local JSONL, JSON, CSV or Parquet file (``.gz`` too), or of a data set on the hub."""
+
+    kind: Literal["file"]
+    path: str
+    """A local file, ``data:NAME`` in the data folder, or a hub id."""
+    test_path: str | None = None
+    """Held-out rows, halved into validation and test; without it a tenth each is set aside from ``path``."""
+    columns: dict[str, str] = {}
+    """Our name to the file's name, such as ``{prompt: question, answer: answer}``; other columns keep theirs."""
+    answer_pattern: str | None = None
+    """Regular expression whose first group is the gold answer within the answer column (GSM8K: ``#### (.*)``)."""
+    chat: bool = False
+    """Wrap each prompt as a user message, so that the model's chat template applies."""
+    system: str | None = None
+    """System message of the chat."""
+    template: str = "{prompt}"
+    """Text around the prompt."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first rows for training."""
+
+    def train_rows(self) -> list[Row]:
+        """Training rows in file order."""
+        rows = _split_file(self)["train"]
+        if not rows:
+            raise DataError(f"data.path {self.path!r} leaves no training row; give a file with more rows.")
+        return rows[: self.limit]
+
+    def held_out_rows(self, split: Literal["validation", "test"], count: int) -> list[Row]:
+        """The first ``count`` rows of a held-out half, fewer when the file has fewer."""
+        rows = _split_file(self)[split]
+        if not rows:
+            place = self.test_path or self.path
+            raise DataError(f"{place!r} leaves no {split} row to evaluate on; give data.test_path with more rows.")
+        return rows[:count]
+
+
+DataSpec = Annotated[ArithmeticSpec | FileSpec, Field(discriminator="kind")]
+
+
+def _arithmetic_row(problem: arithmetic.Problem) -> Row:
+    return {"prompt": problem.prompt, "answer": str(problem.answer), "operations": len(problem.operations)}
+
+
+def _split_file(spec: FileSpec) -> dict[str, list[Row]]:
+    return _load_splits(spec.model_dump_json())
+
+
+@cache
+def _load_splits(spec_json: str) -> dict[str, list[Row]]:
+    """Train, validation and test rows, disjoint by prompt; cached because three callers ask for them."""
+    spec = FileSpec.model_validate_json(spec_json)
+    train = files.load_rows(spec.path, spec.columns, spec.answer_pattern)
+    held_out = files.load_rows(spec.test_path, spec.columns, spec.answer_pattern) if spec.test_path else []
+    splits: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    seen: set[str] = set()
+    for row, is_train in [*((r, False) for r in held_out), *((r, True) for r in train)]:
+        if row["prompt"] in seen:
+            continue
+        seen.add(row["prompt"])
+        splits[files.split_of(row["prompt"], whole_file_is_held_out=_share(spec, is_train))].append(_dressed(row, spec))
+    return splits
+
+
+def _share(spec: FileSpec, is_train: bool) -> bool | None:
+    """True: a held-out file; False: a train file beside one; None: one file for everything."""
+    return None if spec.test_path is None else not is_train
+
+
+def _dressed(row: Row, spec: FileSpec) -> Row:
+    text = spec.template.replace("{prompt}", row["prompt"])
+    if not spec.chat:
+        return {**row, "prompt": text}
+    system = [{"role": "system", "content": spec.system}] if spec.system else []
+    return {**row, "prompt": [*system, {"role": "user", "content": text}]}

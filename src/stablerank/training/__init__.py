@@ -1,0 +1,1 @@
+"""Training runs: the recipe, TRL's trainer behind one seam, telemetry, and resumption."""

@@ -1,0 +1,63 @@
+"""Load the policy to train, and check that the data fit it before anything is written.
+
+Left out on purpose: ``trust_remote_code``. A model that needs its own code is loaded by its owner and passed to TRL
+beside our pieces.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stablerank.errors import DataError, ModelError
+from stablerank.training.recipe import Recipe
+from stablerank.zoo.resolve import resolve
+
+Row = dict[str, Any]
+
+
+def load_policy(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The untouched policy and its left-padding tokenizer; full fine-tuning loads fp32 masters whatever the dtype."""
+    place = resolve(recipe.model.path)
+    is_full = recipe.adapter.kind == "full"
+    dtype = torch.float32 if is_full else getattr(torch, recipe.model.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
+    except Exception as error:  # transformers raises many unrelated types for one bad folder
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"model.path {recipe.model.path!r} cannot be loaded ({type(error).__name__}: {reason}); "
+            "give `zoo:NAME` (see `stablerank zoo list`) or a folder that save_pretrained wrote."
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
+    """Token ids as TRL will see them: the text as it is, or messages through the chat template."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise DataError("data.chat is true but the model's tokenizer has no chat template; set `data.chat=false`.")
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return list(ids["input_ids"])
+
+
+def check_prompts_fit(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> None:
+    """Refuse a prompt that leaves no room for a completion of the recipe's length in the model's context."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is None:
+        return
+    room = context - recipe.loss_settings["max_completion_length"]
+    for index, row in enumerate(rows):
+        length = len(prompt_ids(tokenizer, row["prompt"]))
+        if length > room:
+            raise DataError(
+                f"Prompt {index} has {length} tokens, but the context of {context} less trainer.max_completion_length"
+                f" {context - room} leaves {room}; shorten the prompt, drop the row or lower max_completion_length."
+            )

@@ -1,0 +1,242 @@
+"""The recipe: one typed, serialisable object that says all of a run.
+
+Each room keeps the spec of what it builds; this file only composes them, reads YAML, applies ``a.b=c`` overrides and
+checks what only the whole can know. The ``trainer`` section goes verbatim into TRL's `GRPOConfig`, on top of
+`LOSS_SETTINGS`, which writes out every value that shapes the loss: TRL's own defaults have moved silently before.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from trl import GRPOConfig
+
+from stablerank.adapters.specs import AdapterSpec, LoraSpec
+from stablerank.errors import RecipeError
+from stablerank.evaluation.specs import EvaluationSpec
+from stablerank.rewards.credit import Normalisation
+from stablerank.rewards.specs import RewardSpec
+from stablerank.tasks.specs import DataSpec
+
+LOSS_SETTINGS: dict[str, Any] = {
+    "loss_type": "dapo",
+    "beta": 0.0,
+    "use_bias_correction_kl": False,
+    "epsilon": 0.2,
+    "epsilon_high": None,
+    "delta": None,
+    "importance_sampling_level": "token",
+    "num_iterations": 1,
+    "num_generations": 8,
+    "max_completion_length": 256,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "mask_truncated_completions": False,
+    "top_entropy_quantile": 1.0,
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+    "off_policy_mask_threshold": None,
+    "sync_ref_model": False,
+    "disable_dropout": False,
+    "cast_lm_head_to_fp32": False,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "use_liger_kernel": False,
+    "shuffle_dataset": True,
+}
+"""Every TRL value that shapes the loss, with our vetted setting; a recipe's ``trainer`` section overrides."""
+
+OWNED_ELSEWHERE = {
+    "output_dir": "output",
+    "seed": "seed",
+    "data_seed": "seed",
+    "learning_rate": "optimiser.learning_rate",
+    "lr_scheduler_type": "optimiser.schedule",
+    "warmup_steps": "optimiser.warmup_steps",
+    "weight_decay": "optimiser.weight_decay",
+    "adam_beta1": "optimiser.betas",
+    "adam_beta2": "optimiser.betas",
+    "adam_epsilon": "optimiser.epsilon",
+    "max_grad_norm": "optimiser.max_grad_norm",
+    "optim": "optimiser",
+    "scale_rewards": "credit.scale",
+    "reward_weights": "credit",
+    "multi_objective_aggregation": "credit",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "model_init_kwargs": "model",
+    "trust_remote_code": "model",
+    "eval_strategy": "evaluation",
+    "eval_steps": "evaluation.every",
+    "resume_from_checkpoint": "the --resume flag",
+    "push_to_hub": "nothing, because no run leaves the machine",
+}
+"""Trainer keys that another section of the recipe decides, and which."""
+
+FIXED = {"logging_steps": 1, "logging_strategy": "steps", "save_strategy": "steps", "num_train_epochs": None}
+"""Trainer keys that the run folder's contract decides: one row a step, checkpoints by step, length by ``max_steps``."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Spec):
+    """Which policy to post-train."""
+
+    path: str
+    """``zoo:NAME``, a local Hugging Face folder, or a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class OptimiserSpec(_Spec):
+    """AdamW and its schedule."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    warmup_steps: int = Field(0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class GeometrySpec(_Spec):
+    """How often the spectral geometry of the update is measured; 0 turns it off."""
+
+    every: int = Field(10, ge=0)
+
+
+class Recipe(_Spec):
+    """One run, whole."""
+
+    objective: Literal["grpo"] = "grpo"
+    model: ModelSpec
+    adapter: AdapterSpec = LoraSpec()
+    data: DataSpec
+    reward: RewardSpec
+    credit: Normalisation = Normalisation()
+    optimiser: OptimiserSpec = OptimiserSpec()
+    trainer: dict[str, Any] = {}
+    geometry: GeometrySpec = GeometrySpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    seed: int = Field(0, ge=0)
+    output: str
+
+    @model_validator(mode="after")
+    def _trainer_section_is_ours_to_pass_on(self) -> "Recipe":
+        known = {field.name for field in dataclasses.fields(GRPOConfig)}
+        for key in self.trainer:
+            if owner := OWNED_ELSEWHERE.get(key):
+                raise ValueError(f"trainer.{key} is decided by {owner}; set it there")
+            if key in FIXED:
+                raise ValueError(f"trainer.{key} is fixed by the run folder (one row a step); remove it")
+            if key not in known:
+                raise ValueError(f"trainer.{key} is no setting of TRL's GRPOConfig; remove it or mend the spelling")
+        if self.trainer.get("max_steps", 0) < 1:
+            raise ValueError("trainer.max_steps is missing; say how many optimiser steps to train, such as 60")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_land_on_whole_cycles(self) -> "Recipe":
+        """TRL samples afresh when it resumes inside a cycle, so a checkpoint there could not be resumed exactly."""
+        settings = self.loss_settings
+        accumulation = settings["gradient_accumulation_steps"]
+        micro_steps = settings.get("steps_per_generation", accumulation) * settings["num_iterations"]
+        cycle = max(1, micro_steps // accumulation)
+        for key in ("save_steps", "max_steps"):
+            if settings.get(key, cycle) % cycle:
+                raise ValueError(
+                    f"trainer.{key}={settings[key]} is not a multiple of {cycle}, the optimiser steps in one "
+                    "generation cycle (num_iterations x steps_per_generation / gradient_accumulation_steps); round it"
+                )
+        return self
+
+    @property
+    def loss_settings(self) -> dict[str, Any]:
+        """The trainer section over `LOSS_SETTINGS`: what TRL is really given."""
+        return {**LOSS_SETTINGS, **self.trainer}
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps of the run."""
+        return int(self.trainer["max_steps"])
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data that loads back to an equal recipe, with every loss-shaping value written out."""
+        return {**self.model_dump(mode="json"), "trainer": self.loss_settings}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply ``key.sub=value`` overrides, values parsed as YAML.
+
+    Raises:
+        RecipeError: missing file, broken YAML, unknown key, wrong type or contradiction, each in one sentence.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise RecipeError(f"Recipe {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"Recipe {path} is not YAML ({' '.join(str(error).split())}); mend that line.") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"Recipe {path} holds {type(raw).__name__}, not sections; start from recipes/demo.yaml.")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: dict[str, Any], place: str = "recipe") -> Recipe:
+    """Validate plain data; the first problem becomes one sentence that names the key."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(_sentence(error, place)) from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"Override {override!r} is not KEY=VALUE; write it like `optimiser.learning_rate=1e-4`.")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise RecipeError(f"Override {override!r}: {section!r} is a value, not a section; drop what follows it.")
+    try:
+        raw[leaf] = _number_or(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"Override {override!r}: the value is not YAML; quote it for your shell.") from error
+
+
+def _number_or(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as text; people mean the number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _sentence(error: ValidationError, place: str) -> str:
+    first = error.errors(include_url=False)[0]
+    # Union members appear in the location by their tag ("adapter.lora.r"); the file has no such level.
+    where = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
+    given = first.get("input")
+    if first["type"] == "extra_forbidden":
+        return f"{place}: unknown key {where!r}; remove it or mend the spelling (see `stablerank train -h`)."
+    if first["type"] == "missing":
+        return f"{place}: {where!r} is missing; add it (recipes/demo.yaml shows every section)."
+    if first["type"] == "value_error":
+        return f"{place}: {first['ctx']['error']!s}."
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{place}: {where}={given!r} is refused, {message}; give such a value."
+
+
+_TAGS = {"lora", "full", "arithmetic", "file", "math_verify", "python"}

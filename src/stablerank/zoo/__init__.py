@@ -1,0 +1,1 @@
+"""Embedded and fetched models: files and loaders. The making is in ``scripts/make_zoo.py``."""

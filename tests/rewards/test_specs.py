@@ -1,0 +1,35 @@
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from stablerank.rewards.specs import MathVerifySpec, PythonSpec, RewardSpec
+
+SPEC = TypeAdapter(RewardSpec)
+
+
+def test_kind_chooses_the_spec_and_the_spec_builds():
+    spec = SPEC.validate_python({"kind": "math_verify", "answer_column": "solution"})
+    assert isinstance(spec, MathVerifySpec)
+    assert (spec.build().name, spec.build().answer_column) == ("math_verify", "solution")
+
+
+def test_a_python_reward_is_built_from_its_file(tmp_path):
+    (tmp_path / "own.py").write_text("def brevity(completions, **_):\n    return [-len(c) for c in completions]\n")
+    spec = SPEC.validate_python({"kind": "python", "ref": f"{tmp_path}/own.py:brevity"})
+    assert isinstance(spec, PythonSpec) and spec.build().name == "brevity"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"kind": "nothing"},
+        {"kind": "math_verify", "colunm": "answer"},
+        {"kind": "math_verify", "answer_column": ""},
+        {"kind": "python"},
+        {"kind": "python", "ref": "own.py"},
+        {"kind": "python", "ref": "own:brevity"},
+        {"kind": "python", "ref": "own.py:two words"},
+    ],
+)
+def test_what_means_nothing_is_refused(data):
+    with pytest.raises(ValidationError):
+        SPEC.validate_python(data)
