@@ -4,7 +4,7 @@ The last balanced ``\boxed{...}`` of a completion is its answer; without one, ``
 the last 2,000 characters (LaTeX in ``$``, else the last number). The reward is 1.0 or 0.0. A completion without any
 answer gets 0.0 and is counted, a gold answer that cannot be read makes its completions unscorable and is counted.
 
-Cost: about 0.6 ms for a new (gold, answer) pair, microseconds for a known one; boxed answers repeat, because only the
+Cost: about 1 ms for a new (gold, answer) pair, microseconds for a known one; boxed answers repeat, because only the
 box is the key. Time and memory of one answer are bounded (``verifier.py``).
 
 Left out on purpose: partial credit, format rewards, answers in several boxes (``math_verify`` would merge them).
