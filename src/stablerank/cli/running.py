@@ -40,8 +40,9 @@ def run_and_report(recipe: str | None, overrides: Sequence[str], resume: str | N
 
         import transformers
 
-        from stablerank.facade import continue_training, is_main_process, train
+        from stablerank.facade import continue_training, train
         from stablerank.reports.summary import summary_text
+        from stablerank.training.session import is_main_process
     # What upstream will rename in its next major version is ours to know, not the user's.
     warnings.simplefilter("ignore", FutureWarning)
     transformers.logging.set_verbosity_error()

@@ -1,5 +1,6 @@
 """What a finished run leaves for others: a model folder that stock PEFT or transformers loads, and the summary."""
 
+from math import isnan
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,12 +37,13 @@ def save_model(folder: RunFolder, recipe: Recipe, policy: PreTrainedModel, token
     """Write ``model/``: the adapter (or all weights), the tokenizer and a card."""
     policy.save_pretrained(folder.model_path)
     tokenizer.save_pretrained(folder.model_path)
-    is_full = recipe.adapter.kind == "full"
+    adapter = recipe.adapter
+    is_full = adapter.kind == "full"
     card = _CARD.format(
         library="transformers" if is_full else "peft",
         base=recipe.model.path,
         name=folder.path.name,
-        adapter="all weights" if is_full else f"LoRA r={recipe.adapter.r}, alpha={recipe.adapter.alpha:g}",
+        adapter="all weights" if adapter.kind == "full" else f"LoRA r={adapter.r}, alpha={adapter.alpha:g}",
         seed=recipe.seed,
         steps=recipe.max_steps,
         snippet=(_LOAD_FULL if is_full else _LOAD_ADAPTER).format(place=folder.model_path),
@@ -79,8 +81,17 @@ def _gain(folder: RunFolder, pass_reward: float) -> dict[str, Any]:
     """After minus before on the same problems, from the rollouts themselves."""
     rows = folder.rollouts.rows()
     passed = {
-        phase: [row["reward"] >= pass_reward for row in sorted(rows, key=lambda r: r["row"]) if row["phase"] == phase]
+        phase: [_passed(row["reward"], pass_reward) for row in _in_order(rows) if row["phase"] == phase]
         for phase in ("before", "after")
     }
     gain = paired_difference(passed["before"], passed["after"])
     return {"value": gain.value, "low": gain.low, "high": gain.high, "problems": gain.problems}
+
+
+def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: row["row"])
+
+
+def _passed(reward: float, pass_reward: float) -> float:
+    """1.0 or 0.0, and NaN for a problem that could not be scored."""
+    return float("nan") if isnan(reward) else float(reward >= pass_reward)
