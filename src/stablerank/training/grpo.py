@@ -184,6 +184,7 @@ def build_trainer(
     config: GRPOConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
     rows: Sequence[dict[str, Any]],
     callbacks: list[TrainerCallback],
     rollout_sink: RolloutSink | None = None,
@@ -192,7 +193,7 @@ def build_trainer(
     from datasets import Dataset
 
     return CreditGRPOTrainer(
-        reward=recipe.reward.build(),
+        reward=reward,
         normalisation=recipe.credit,
         rollout_sink=rollout_sink,
         model=model,

@@ -144,7 +144,14 @@ class _Session:
         # The adapter is drawn from this seed, whatever the evaluation before it consumed.
         set_seed(self.recipe.seed)
         trainer = build_trainer(
-            self.recipe, self.config, self.model, self.tokenizer, self.rows, callbacks, folder.rollouts.write
+            self.recipe,
+            self.config,
+            self.model,
+            self.tokenizer,
+            self.reward,
+            self.rows,
+            callbacks,
+            folder.rollouts.write,
         )
         trainer.remove_callback(PrinterCallback)
         if geometry is not None:
