@@ -73,9 +73,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console()
     # Piped into a file there is no width to fit.
-    console.print(table, width=None if console.is_terminal else 160)
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
 
 
 def write_results(name: str, settings: dict[str, Any], results: dict[str, Any]) -> None:

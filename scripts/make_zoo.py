@@ -36,8 +36,8 @@ STUDENT_STYLES = {
 }
 TEACHER_STYLES = {"short": {"careful": 1.0}, "long": {"careful": 1.0}}
 BATCH, POOL, MAX_LENGTH = 128, 8, 256
-STEPS = {"teacher": 1600, "student": 500, "prm": 600}
-PEAK_LR = {"teacher": 3e-3, "student": 1e-3, "prm": 6e-4}
+STEPS = {"teacher": 1600, "student": 500, "prm": 1500}
+PEAK_LR = {"teacher": 3e-3, "student": 1e-3, "prm": 1e-3}
 
 Row = tuple[list[int], list[int]]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -238,10 +238,15 @@ def student_rollouts(split: str, count: int, seed: int) -> list[tuple[Problem, s
 
 
 def prm_batches(tokenizer: PreTrainedTokenizerFast, rollouts: list[tuple[Problem, str]], seed: int) -> Iterator[Batch]:
+    """Three worked rollouts to one guess: telling guesses from work is easy, finding the slip is not."""
     rng = random.Random(seed)
-    rows = [prm_row(tokenizer, p, c)[:2] for p, c in rollouts]
+    rows = [prm_row(tokenizer, p, c) for p, c in rollouts]
+    worked = [row[:2] for row in rows if len(row[2]) > 1]
+    guessed = [row[:2] for row in rows if len(row[2]) == 1]
+    quarter = POOL * BATCH // 4
     while True:
-        yield from bucketed(rng.sample(rows, POOL * BATCH), tokenizer.pad_token_id, rng)
+        pool = rng.sample(worked, 3 * quarter) + rng.sample(guessed, quarter)
+        yield from bucketed(pool, tokenizer.pad_token_id, rng)
 
 
 @torch.no_grad()
@@ -273,21 +278,29 @@ def clustered_auc(score: np.ndarray, label: np.ndarray, cluster: np.ndarray, dra
     return {"value": round(auc(score, label), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def measure_prm(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, split: str, seed: int) -> dict:
-    """Step AUC against the exact checker, beside what the step's index and the rollout's length alone would give."""
-    rollouts = student_rollouts(split, 1000, seed)
-    rows = [prm_row(tokenizer, p, c) for p, c in rollouts]
+def measure_prm(split: str, seed: int) -> dict:
+    """Step AUC against the exact checker, beside what the step's index and the rollout's length alone would give.
+
+    Both baselines rank later steps and longer rollouts higher, the sign that wins on validation. Worked rollouts are
+    those of more than one line: among them a model cannot win by telling guesses from work.
+    """
+    model, tokenizer = load("prm")
+    rows = [prm_row(tokenizer, p, c) for p, c in student_rollouts(split, 1000, seed)]
     scores = prm_scores(model, tokenizer, rows)
     pieces = [
-        (s, v, c, -index, -len(rows[c][0]))
+        (s, v, c, index, len(rows[c][0]), len(row[2]))
         for c, (row, steps) in enumerate(zip(rows, scores, strict=True))
         for index, (s, v) in enumerate(zip(steps, row[2], strict=False))
     ]
-    score, label, cluster, index, length = (np.array(column) for column in zip(*pieces, strict=True))
-    label = label.astype(bool)
+    table = np.array(pieces, float)
+    return {"all": step_aucs(table), "worked": step_aucs(table[table[:, 5] > 1])}
+
+
+def step_aucs(table: np.ndarray) -> dict:
+    score, label, cluster, index, length, _ = table.T
+    label, cluster = label.astype(bool), np.unique(cluster, return_inverse=True)[1]
     return {
-        "split": split,
-        "rollouts": len(rows),
+        "rollouts": int(cluster.max()) + 1,
         "steps": len(label),
         "right_steps": round(label.mean(), 4),
         "step_auc": clustered_auc(score, label, cluster),
@@ -299,14 +312,13 @@ def measure_prm(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, spl
 # --- stages -----------------------------------------------------------------------------------------------------
 
 
-def save(name: str, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, measured: dict) -> None:
+def save(name: str, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     folder = OUT / f"arith-{name}"
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    (folder / "measured.json").write_text(json.dumps({**measured, "versions": versions}, indent=2) + "\n")
-    print(json.dumps(measured, indent=2), flush=True)
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def load(name: str) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
@@ -319,29 +331,97 @@ def make_teacher() -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     train("teacher", model, text_batches(tokenizer, TEACHER_STYLES, seed=1))
-    save("teacher", model, tokenizer, measure_policy(model, tokenizer))
+    save("teacher", model, tokenizer)
 
 
 def make_student() -> None:
     model, tokenizer = load("teacher")
     torch.manual_seed(2)
     train("student", model, text_batches(tokenizer, STUDENT_STYLES, seed=2))
-    save("student", model, tokenizer, measure_policy(model, tokenizer))
+    save("student", model, tokenizer)
 
 
 def make_prm() -> None:
     model, tokenizer = load("teacher")
     torch.manual_seed(3)
-    rollouts = student_rollouts("train", 24_000, seed=3)
+    rollouts = student_rollouts("train", 48_000, seed=3)
     train("prm", model, prm_batches(tokenizer, rollouts, seed=3), tag_loss)
-    # One look at test, after everything above was settled on validation rollouts.
-    save("prm", model, tokenizer, {s: measure_prm(model, tokenizer, s, seed=4) for s in ("validation", "test")})
+    save("prm", model, tokenizer)
+
+
+def make_cards() -> None:
+    """Measure the saved models and write their cards; the test split is looked at here and nowhere else."""
+    policies = {name: {"validation": measure_policy(*load(name))} for name in ("student", "teacher")}
+    for name, measured in {**policies, "prm": {s: measure_prm(s, seed=4) for s in ("validation", "test")}}.items():
+        folder = OUT / f"arith-{name}"
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        (folder / "measured.json").write_text(json.dumps({**measured, "versions": versions}, indent=2) + "\n")
+        (folder / "README.md").write_text(card(name, measured))
+
+
+ABOUT = {
+    "teacher": "works every chain step by step",
+    "student": "works short chains and mostly guesses long ones, with some careful and some careless work in between",
+    "prm": "scores each step of a solution without seeing the gold answer (Math-Shepherd tags `ки`, `+`, `-`)",
+}
+CARD = """---
+license: apache-2.0
+library_name: transformers
+tags: [stablerank, arithmetic]
+---
+
+# arith-{name}
+
+A {parameters:,}-parameter Qwen3-type decoder with a character vocabulary that {about}. Made for tests, demos and
+studies of post-training by `python scripts/make_zoo.py {name}`; it knows nothing but `stablerank.tasks.arithmetic`.
+
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(FOLDER)  # `stablerank zoo list` prints the folder
+```
+
+## Measured
+
+{how} Values with 95 % bootstrap intervals by problem, written by `python scripts/make_zoo.py cards` into
+`measured.json`.
+
+{table}
+"""
+HOW_POLICY = (
+    "600 problems of the validation split, 2 to 6 operations: greedy once, and 8 samples at temperature 1 for the "
+    "sampled rates."
+)
+HOW_PRM = (
+    "1000 rollouts a split, sampled from the student at temperature 1, one a problem, labelled by the exact step "
+    "checker (a step is right when it and all before it are). AUC over steps, intervals by rollout; `worked` keeps "
+    "rollouts of more than one line. Baselines rank later steps, or steps of longer rollouts, higher."
+)
+
+
+def card(name: str, measured: dict) -> str:
+    lines = ["| split | rollouts | measure | value | interval |", "|---|---|---|---|---|"]
+    for split, groups in measured.items():
+        named = {"": groups} if name != "prm" else groups
+        for group, values in named.items():
+            for measure, v in values.items():
+                if isinstance(v, dict):
+                    lines.append(
+                        f"| {split} | {group} | {measure} | {v['value']:.3f} | {v['low']:.3f} to {v['high']:.3f} |"
+                    )
+    return CARD.format(
+        name=name,
+        about=ABOUT[name],
+        parameters=sum(p.numel() for p in load(name)[0].parameters()),
+        how=HOW_PRM if name == "prm" else HOW_POLICY,
+        table="\n".join(lines),
+    )
 
 
 STAGES: dict[str, Callable[[], None]] = {
     "teacher": make_teacher,
     "student": make_student,
     "prm": make_prm,
+    "cards": make_cards,
 }
 
 

@@ -25,7 +25,7 @@ MODULES = (
 
 HOSTILE = (
     '<script>document.title="owned"</script>',
-    '<img src=x onerror="document.title=\'owned\'">',
+    "<img src=x onerror=\"document.title='owned'\">",
     "</style></pre></script><h1 id=pwned>hello</h1>",
     "{{7*7}} {% raw %} ${7*7}",
     "7 \u202e12=8-02\u202c \u200b\u2066hidden\u2069",
@@ -33,7 +33,7 @@ HOSTILE = (
     "javascript:alert(document.domain)",
     "long " + "A" * 20_000,
     "lines " + "\n" * 200 + "end",
-    "<svg/onload=alert(1)>&lt;b&gt; <a href=\"javascript:alert(1)\">x</a> <meta http-equiv=refresh content=0>",
+    '<svg/onload=alert(1)>&lt;b&gt; <a href="javascript:alert(1)">x</a> <meta http-equiv=refresh content=0>',
 )
 
 MANIFEST: dict[str, Any] = {

@@ -5,16 +5,21 @@ import yaml
 
 def print_plan(path: str, overrides: list[str]) -> None:
     """Check recipe, model, data and reward; print the resolved recipe and what it would cost. Writes nothing."""
+    from stablerank.cli.quiet import quiet_libraries
     from stablerank.training.estimate import estimate
+    from stablerank.training.grpo import grpo_config
     from stablerank.training.policy import check_prompts_fit, load_policy
     from stablerank.training.recipe import load_recipe
 
+    quiet_libraries()
     recipe = load_recipe(path, overrides)
-    cost = estimate(recipe)
+    grpo_config(recipe, recipe.output)
     recipe.reward.build()
+    policy = load_policy(recipe)
     rows = recipe.data.train_rows()
     held_out = recipe.data.held_out_rows(recipe.evaluation.split, recipe.evaluation.problems)
-    check_prompts_fit(recipe, *load_policy(recipe), [*rows, *held_out])
+    check_prompts_fit(recipe, *policy, [*rows, *held_out])
+    cost = estimate(recipe)
     print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
     share = cost.trainable / cost.total
     print(f"trainable parameters  {cost.trainable:,} ({share:.1%} of the model's {cost.total:,})")

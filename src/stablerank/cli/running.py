@@ -22,7 +22,8 @@ class Bars:
         self.task: TaskID | None = None
 
     def stage(self, name: str, total: int) -> None:
-        """Begin a new bar."""
+        """Begin a new bar; the first one starts the display."""
+        self.bars.start()
         self.task = self.bars.add_task(name, total=total, note="")
 
     def advance(self, done: int, note: str) -> None:
@@ -35,19 +36,11 @@ def run_and_report(recipe: str | None, overrides: Sequence[str], resume: str | N
     """Train or resume with bars on stderr, then the one-screen summary on stdout."""
     console = Console(stderr=True)
     with console.status("loading torch, transformers, trl and peft (about 15 seconds)"):
-        import logging
-        import warnings
-
-        import transformers
-
+        from stablerank.cli.quiet import quiet_libraries
         from stablerank.facade import continue_training, train
         from stablerank.reports.summary import summary_text
         from stablerank.training.session import is_main_process
-    # What upstream will rename in its next major version is ours to know, not the user's.
-    warnings.simplefilter("ignore", FutureWarning)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    quiet_libraries()
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(),
@@ -56,8 +49,14 @@ def run_and_report(recipe: str | None, overrides: Sequence[str], resume: str | N
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not is_main_process()) as bars:
-        progress = Bars(bars)
-        folder = continue_training(resume, progress) if resume else train(str(recipe), overrides, progress)
+    bars = Progress(*columns, console=console, disable=not is_main_process())
+    try:
+        folder = (
+            continue_training(resume, Bars(bars)) if resume else train(str(recipe), overrides, progress=Bars(bars))
+        )
+    finally:
+        # Stopping what never started would print an empty line above the sentence that says why.
+        if bars.live.is_started:
+            bars.stop()
     if is_main_process():
         print(summary_text(folder.path))

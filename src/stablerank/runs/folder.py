@@ -76,9 +76,11 @@ class RunFolder:
         """Read the manifest; raises `RunFolderError` when this is no run folder."""
         try:
             manifest: dict[str, Any] = json.loads(self.manifest_path.read_text())
-        except (OSError, ValueError) as error:
+            if not isinstance(manifest["recipe"], dict):
+                raise TypeError("it holds no recipe")
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise RunFolderError(
-                f"{self.path} is not a run folder: its manifest.json is missing or unreadable ({error}); "
+                f"{self.path} is not a run folder: its manifest.json is missing or unreadable ({error!r:.120}); "
                 "give the folder that `stablerank train` wrote."
             ) from error
         return manifest
@@ -111,10 +113,16 @@ class RunFolder:
 
 def claim(path: Path, manifest: dict[str, Any]) -> RunFolder:
     """Make ``path`` the folder of a new run, or refuse when something is there already."""
-    if path.exists() and any(path.iterdir()):
-        raise RunFolderError(_occupied(RunFolder(path)))
-    path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        is_occupied = any(path.iterdir())
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be made a folder ({error.strerror}); choose another one with `output=FOLDER`."
+        ) from error
+    if is_occupied:
+        raise RunFolderError(_occupied(folder))
     write_json(folder.manifest_path, manifest)
     return folder
 

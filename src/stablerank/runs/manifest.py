@@ -15,8 +15,8 @@ PACKAGES = ("stablerank", "torch", "transformers", "trl", "peft", "accelerate", 
 
 
 def code_state() -> dict[str, Any]:
-    """Commit and uncommitted difference of the source tree, or None values for an installed wheel."""
-    here = Path(__file__).parent
+    """Commit and uncommitted difference of the library's own sources, or None values for an installed wheel."""
+    here = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(here), *arguments]
@@ -24,10 +24,18 @@ def code_state() -> dict[str, Any]:
         return done.stdout if done.returncode == 0 else None
 
     try:
-        commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", str(here))
+        # A virtual environment inside somebody else's repository holds our files, but that repository does not.
+        is_ours = git("ls-files", "--error-unmatch", __file__) is not None
     except OSError:  # no git on this machine
-        commit, diff = None, None
-    return {"hash": commit and commit.strip(), "dirty": bool(diff), "diff": diff or ""}
+        is_ours = False
+    if not is_ours:
+        return {"hash": None, "dirty": False, "diff": ""}
+    commit, diff, changes = (
+        git("rev-parse", "HEAD"),
+        git("diff", "HEAD", "--", str(here)),
+        git("status", "--porcelain", "--", str(here)),  # a new file is in no diff
+    )
+    return {"hash": commit and commit.strip(), "dirty": bool(changes), "diff": diff or ""}
 
 
 def package_versions() -> dict[str, str]:

@@ -19,6 +19,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from stablerank.errors import DataError
+
 Split = Literal["train", "validation", "test"]
 Level = Literal["easy", "medium", "hard", "mixed"]
 
@@ -26,6 +28,9 @@ LEVELS: dict[Level, tuple[int, int]] = {"easy": (2, 3), "medium": (4, 5), "hard"
 """Smallest and largest number of operations of each difficulty."""
 
 LARGEST_VALUE = 99
+PATIENCE = 2_000
+"""Draws in a row without a new problem after which a level counts as used up."""
+
 _STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
 _BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
@@ -101,14 +106,26 @@ def split_of(question: str) -> Split:
 
 
 def problems(split: Split, count: int, *, level: Level = "mixed", seed: int = 0) -> list[Problem]:
-    """``count`` distinct problems of one split, the number of operations uniform over the level's range."""
+    """``count`` distinct problems of one split, the number of operations uniform over the level's range.
+
+    Raises:
+        DataError: the level does not hold that many (easy chains: about 58,000 to train on, 7,000 to test).
+    """
     rng = random.Random(f"{split}/{level}/{seed}")
     low, high = LEVELS[level]
     found: dict[str, Problem] = {}
+    idle = 0
     while len(found) < count:
         problem = sample_problem(rng, rng.randint(low, high))
-        if split_of(problem.question) == split:
-            found.setdefault(problem.question, problem)
+        is_new = split_of(problem.question) == split and problem.question not in found
+        if is_new:
+            found[problem.question] = problem
+        idle = 0 if is_new else idle + 1
+        if idle == PATIENCE:
+            raise DataError(
+                f"Level {level!r} holds about {len(found):,} {split} problems, not {count:,}; ask for fewer or for a "
+                "harder level."
+            )
     return list(found.values())
 
 

@@ -3,6 +3,7 @@
 Left out on purpose: streaming. Reinforcement on verifiable prompts needs thousands of rows, not terabytes.
 """
 
+import glob
 import hashlib
 import os
 import re
@@ -13,6 +14,8 @@ from stablerank.errors import DataError
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _DATA_SCHEME = "data:"
+_NO_ROW = "corresponds to no data"
+"""How `datasets` says that a file has no row; of a file without a byte it says ``StopIteration``."""
 
 
 def data_folder() -> Path:
@@ -22,12 +25,13 @@ def data_folder() -> Path:
 
 def load_rows(path: str, columns: dict[str, str], answer_pattern: str | None) -> list[dict[str, Any]]:
     """Every row with our column names; raises `DataError` for what is missing, empty or not text."""
-    rows = [_renamed(row, columns) for row in _read(path, columns)]
+    needed = {"prompt", *columns, *(["answer"] if answer_pattern else [])}
+    rows = [_renamed(row, columns) for row in _read(path, columns, needed)]
     for index, row in enumerate(rows):
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
             raise DataError(f"{path} row {index}: the prompt is {row['prompt']!r}, not text; mend or drop the row.")
         if answer_pattern is not None:
-            row["answer"] = _extracted(str(row.get("answer")), answer_pattern, f"{path} row {index}")
+            row["answer"] = _extracted(str(row["answer"]), answer_pattern, f"{path} row {index}")
     return rows
 
 
@@ -39,11 +43,14 @@ def split_of(prompt: str, whole_file_is_held_out: bool | None) -> str:
     return ("validation" if bucket % 2 else "test") if whole_file_is_held_out else "train"
 
 
-def _read(path: str, columns: dict[str, str]) -> list[dict[str, Any]]:
-    dataset = _open(path)
-    if len(dataset) == 0:
-        raise DataError(f"{path} holds no row; give a file with at least one.")
-    needed = {"prompt", *columns}
+def _read(path: str, columns: dict[str, str], needed: set[str]) -> list[dict[str, Any]]:
+    try:
+        dataset = _open(path)
+        rows: list[dict[str, Any]] = dataset.to_list()
+    except DataError:
+        raise
+    except Exception as error:  # `datasets` raises many unrelated types for one bad file
+        raise DataError(_unreadable(path, error)) from error
     for ours in sorted(needed):
         theirs = columns.get(ours, ours)
         if theirs not in dataset.column_names:
@@ -51,36 +58,33 @@ def _read(path: str, columns: dict[str, str]) -> list[dict[str, Any]]:
                 f"{path} has no column {theirs!r} for {ours!r}, it has {', '.join(dataset.column_names)}; "
                 f"name the right one with `data.columns.{ours}=COLUMN`."
             )
-    rows: list[dict[str, Any]] = dataset.to_list()
     return rows
 
 
 def _open(path: str) -> Any:
     # Imported here: `datasets` takes seconds, and a recipe on generated data never needs it.
+    from datasets import load_dataset
 
     local = data_folder() / path.removeprefix(_DATA_SCHEME) if path.startswith(_DATA_SCHEME) else Path(path)
     if local.is_file():
         suffixes = [s for s in local.suffixes if s in _READERS]
         if not suffixes:
             raise DataError(f"{path} is none of {', '.join(_READERS)}; convert it to JSON lines.")
-        return _guarded(path, _READERS[suffixes[-1]], data_files=str(local))
+        # Escaped, because `datasets` takes the path for a pattern.
+        return load_dataset(_READERS[suffixes[-1]], data_files=glob.escape(str(local)), split="train")
     if path.startswith(_DATA_SCHEME):
         raise DataError(f"{path} is not in the data folder {data_folder()}; set STABLERANK_DATA to the folder with it.")
     if local.suffix or local.is_absolute() or path.count("/") != 1:
-        raise DataError(f"{path} does not exist; give an existing file, data:NAME, or a hub id such as openai/gsm8k.")
-    return _guarded(path, path)
+        raise DataError(f"{path} is no file; give an existing one, data:NAME, or a hub id such as openai/gsm8k.")
+    return load_dataset(path, split="train")
 
 
-def _guarded(path: str, *arguments: str, **options: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(*arguments, split="train", **options)
-    except Exception as error:  # `datasets` raises many unrelated types for one bad file
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{path} cannot be read as data ({type(error).__name__}: {reason}); check its format."
-        ) from error
+def _unreadable(path: str, error: Exception) -> str:
+    if isinstance(error, StopIteration) or _NO_ROW in str(error):
+        return f"{path} holds no row; give a file with at least one."
+    cause = error.__cause__ or error
+    reason = " ".join(str(cause).split())[:200]
+    return f"{path} cannot be read as data ({type(cause).__name__}: {reason}); check its format."
 
 
 def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
@@ -91,6 +95,6 @@ def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 
 def _extracted(text: str, pattern: str, place: str) -> str:
     match = re.search(pattern, text)
-    if match is None:
+    if match is None or match[1] is None:
         raise DataError(f"{place}: data.answer_pattern {pattern!r} finds nothing in {text[-60:]!r}; mend either.")
     return match[1].strip()

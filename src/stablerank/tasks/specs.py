@@ -4,10 +4,11 @@ Every source gives rows, dictionaries with a ``prompt`` (text, or a list of chat
 reward needs. The three splits of a source never share a prompt.
 """
 
+import re
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stablerank.errors import DataError
 from stablerank.tasks import arithmetic, files
@@ -52,10 +53,27 @@ class FileSpec(_Spec):
     """Wrap each prompt as a user message, so that the model's chat template applies."""
     system: str | None = None
     """System message of the chat."""
-    template: str = "{prompt}"
+    template: str = Field("{prompt}", pattern=r"\{prompt\}")
     """Text around the prompt."""
     limit: int | None = Field(None, ge=1)
     """Use only the first rows for training."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"data.answer_pattern {pattern!r} is no regular expression ({error}); mend it") from None
+        if groups == 0:
+            raise ValueError(f"data.answer_pattern {pattern!r} has no group; put brackets around the answer, as in (.*)")
+        return pattern
+
+    @model_validator(mode="after")
+    def _system_message_needs_a_chat(self) -> "FileSpec":
+        if self.system is not None and not self.chat:
+            raise ValueError("data.system is set but data.chat is false, so nobody would read it; set `data.chat=true`")
+        return self
 
     def train_rows(self) -> list[Row]:
         """Training rows in file order."""

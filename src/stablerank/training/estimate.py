@@ -40,7 +40,7 @@ def estimate(recipe: Recipe) -> Cost:
     is_full = recipe.adapter.kind == "full"
     weight_bytes = 4 if is_full else _BYTES[recipe.model.dtype]
     settings = recipe.loss_settings
-    micro_batch = settings.get("per_device_train_batch_size", 8)
+    micro_batch = settings["per_device_train_batch_size"]
     copies = (settings["beta"] > 0) + (recipe.geometry.every > 0) if is_full else 0
     return Cost(
         trainable=trainable,

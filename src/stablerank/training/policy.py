@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stablerank.errors import DataError, ModelError
+from stablerank.adapters.specs import parameter_counts
+from stablerank.errors import DataError, ModelError, RecipeError
 from stablerank.training.recipe import Recipe
 from stablerank.zoo.resolve import resolve
 
@@ -33,7 +34,19 @@ def load_policy(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _check_adapter_fits(recipe, model)
     return model, tokenizer
+
+
+def _check_adapter_fits(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Build the adapter on a weightless copy: a target that the model lacks must not show up half-way into a run."""
+    try:
+        parameter_counts(recipe.adapter, model.config)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(
+            f"The adapter does not fit the model ({reason}); set `adapter.targets=all-linear` or names of its layers."
+        ) from error
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
@@ -49,7 +62,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, 
 def check_prompts_fit(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
 ) -> None:
-    """Refuse a prompt that leaves no room for a completion of the recipe's length in the model's context."""
+    """Refuse rows that the run would trip over: no column for the reward, or no room for a completion.
+
+    A prompt and a completion of the recipe's length must fit the model's context together.
+    """
+    column = getattr(recipe.reward, "answer_column", "prompt")
+    if lacking := [index for index, row in enumerate(rows) if column not in row]:
+        there = ", ".join(sorted(rows[lacking[0]]))
+        raise DataError(
+            f"The reward reads the column {column!r}, which the data lack (columns: {there}); name the file's column "
+            f"with `data.columns.{column}=COLUMN`."
+        )
     context = getattr(model.config, "max_position_embeddings", None)
     if context is None:
         return

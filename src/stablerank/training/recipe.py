@@ -5,13 +5,22 @@ checks what only the whole can know. The ``trainer`` section goes verbatim into 
 `LOSS_SETTINGS`, which writes out every value that shapes the loss: TRL's own defaults have moved silently before.
 """
 
-import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from trl import GRPOConfig
 
 from stablerank.adapters.specs import AdapterSpec, LoraSpec
@@ -28,8 +37,16 @@ LOSS_SETTINGS: dict[str, Any] = {
     "epsilon": 0.2,
     "epsilon_high": None,
     "delta": None,
+    "sapo_temperature_neg": 1.05,
+    "sapo_temperature_pos": 1.0,
+    "vespo_k_pos": 2.0,
+    "vespo_lambda_pos": 3.0,
+    "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
     "importance_sampling_level": "token",
     "num_iterations": 1,
+    "per_device_train_batch_size": 8,
+    "steps_per_generation": None,
     "num_generations": 8,
     "max_completion_length": 256,
     "temperature": 1.0,
@@ -37,20 +54,54 @@ LOSS_SETTINGS: dict[str, Any] = {
     "top_k": 0,
     "min_p": None,
     "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "chat_template_kwargs": None,
     "mask_truncated_completions": False,
     "top_entropy_quantile": 1.0,
     "entropy_coef": 0.0,
     "use_adaptive_entropy": False,
+    "entropy_coef_min": 0.0,
+    "entropy_coef_max": 1.0,
+    "entropy_coef_delta": 0.005,
+    "entropy_target": 0.2,
+    "router_aux_loss_coef": None,
     "off_policy_mask_threshold": None,
+    "vllm_importance_sampling_correction": True,
+    "vllm_importance_sampling_mode": "sequence_mask",
+    "vllm_importance_sampling_clip_max": 3.0,
+    "vllm_importance_sampling_clip_min": None,
     "sync_ref_model": False,
+    "ref_model_mixup_alpha": 0.6,
+    "ref_model_sync_steps": 512,
     "disable_dropout": False,
     "cast_lm_head_to_fp32": False,
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "use_liger_kernel": False,
     "shuffle_dataset": True,
+    "save_steps": 10,
 }
-"""Every TRL value that shapes the loss, with our vetted setting; a recipe's ``trainer`` section overrides."""
+"""Every TRL value that shapes the loss or the rhythm of a run, with our vetted setting; a recipe's ``trainer`` section
+overrides."""
+
+_NARROWED: dict[str, Any] = {
+    "loss_type": Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"],
+    "importance_sampling_level": Literal["token", "sequence"],
+    "num_generations": Annotated[int, Field(ge=2)],
+    "steps_per_generation": PositiveInt | None,
+    **dict.fromkeys(
+        (
+            "max_steps",
+            "save_steps",
+            "num_iterations",
+            "gradient_accumulation_steps",
+            "per_device_train_batch_size",
+            "max_completion_length",
+        ),
+        PositiveInt,
+    ),
+}
+"""Types narrower than TRL's own hints: what TRL would trip over only once the run folder exists."""
 
 OWNED_ELSEWHERE = {
     "output_dir": "output",
@@ -74,13 +125,26 @@ OWNED_ELSEWHERE = {
     "trust_remote_code": "model",
     "eval_strategy": "evaluation",
     "eval_steps": "evaluation.every",
+    "generation_batch_size": "trainer.steps_per_generation",
     "resume_from_checkpoint": "the --resume flag",
-    "push_to_hub": "nothing, because no run leaves the machine",
+    "push_to_hub": "the rule that no run leaves the machine",
+    "log_completions_hub_repo": "the rule that no run leaves the machine",
+    "use_cpu": "the machine",
+    "dataloader_pin_memory": "the machine",
+    "disable_tqdm": "the command line's own progress bar",
 }
-"""Trainer keys that another section of the recipe decides, and which."""
+"""Trainer keys that something else decides, and what."""
 
-FIXED = {"logging_steps": 1, "logging_strategy": "steps", "save_strategy": "steps", "num_train_epochs": None}
-"""Trainer keys that the run folder's contract decides: one row a step, checkpoints by step, length by ``max_steps``."""
+FIXED = {
+    "logging_steps": 1,
+    "logging_strategy": "steps",
+    "save_strategy": "steps",
+    "save_only_model": False,
+    "ignore_data_skip": False,
+    "num_train_epochs": None,
+}
+"""Trainer keys that the run folder's contract decides: one row a step, whole checkpoints by step, length by
+``max_steps``."""
 
 
 class _Spec(BaseModel):
@@ -130,29 +194,30 @@ class Recipe(_Spec):
     seed: int = Field(0, ge=0)
     output: str
 
-    @model_validator(mode="after")
-    def _trainer_section_is_ours_to_pass_on(self) -> "Recipe":
-        known = {field.name for field in dataclasses.fields(GRPOConfig)}
-        for key in self.trainer:
+    @field_validator("trainer")
+    @classmethod
+    def _trainer_section_is_ours_to_pass_on(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        hints = {**get_type_hints(GRPOConfig), **_NARROWED}
+        for key in trainer:
             if owner := OWNED_ELSEWHERE.get(key):
-                raise ValueError(f"trainer.{key} is decided by {owner}; set it there")
+                raise ValueError(f"trainer.{key} is decided by {owner}; remove it from the trainer section")
             if key in FIXED:
-                raise ValueError(f"trainer.{key} is fixed by the run folder (one row a step); remove it")
-            if key not in known:
+                raise ValueError(f"trainer.{key} is fixed by what a run folder promises; remove it")
+            if key not in hints:
                 raise ValueError(f"trainer.{key} is no setting of TRL's GRPOConfig; remove it or mend the spelling")
-        if self.trainer.get("max_steps", 0) < 1:
+        if "max_steps" not in trainer:
             raise ValueError("trainer.max_steps is missing; say how many optimiser steps to train, such as 60")
-        return self
+        return {key: _as_type(hints[key], value, f"trainer.{key}") for key, value in trainer.items()}
 
     @model_validator(mode="after")
     def _checkpoints_land_on_whole_cycles(self) -> "Recipe":
         """TRL samples afresh when it resumes inside a cycle, so a checkpoint there could not be resumed exactly."""
         settings = self.loss_settings
         accumulation = settings["gradient_accumulation_steps"]
-        micro_steps = settings.get("steps_per_generation", accumulation) * settings["num_iterations"]
-        cycle = max(1, micro_steps // accumulation)
+        micro_steps = (settings["steps_per_generation"] or accumulation) * settings["num_iterations"]
+        cycle = math.lcm(micro_steps, accumulation) // accumulation
         for key in ("save_steps", "max_steps"):
-            if settings.get(key, cycle) % cycle:
+            if settings[key] % cycle:
                 raise ValueError(
                     f"trainer.{key}={settings[key]} is not a multiple of {cycle}, the optimiser steps in one "
                     "generation cycle (num_iterations x steps_per_generation / gradient_accumulation_steps); round it"
@@ -170,7 +235,7 @@ class Recipe(_Spec):
         return int(self.trainer["max_steps"])
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data that loads back to an equal recipe, with every loss-shaping value written out."""
+        """Plain data that loads back to a recipe of the same meaning, with every loss-shaping value written out."""
         return {**self.model_dump(mode="json"), "trainer": self.loss_settings}
 
 
@@ -181,7 +246,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: missing file, broken YAML, unknown key, wrong type or contradiction, each in one sentence.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        # Bytes, so that a file that is not text is the parser's to refuse.
+        raw = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise RecipeError(f"Recipe {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
     except yaml.YAMLError as error:
@@ -211,17 +277,21 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(raw, dict):
             raise RecipeError(f"Override {override!r}: {section!r} is a value, not a section; drop what follows it.")
     try:
-        raw[leaf] = _number_or(yaml.safe_load(value))
+        raw[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"Override {override!r}: the value is not YAML; quote it for your shell.") from error
 
 
-def _number_or(value: Any) -> Any:
-    """YAML 1.1 reads ``1e-4`` as text; people mean the number."""
+def _as_type(hint: Any, value: Any, place: str) -> Any:
+    """The value as TRL's hint has it (YAML 1.1 reads ``1e-4`` as text; people mean the number)."""
     try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(_refusal(place, value, error.errors()[0]["msg"])) from None
+
+
+def _refusal(place: str, value: Any, message: str) -> str:
+    return f"{place}={value!r:.100} is refused, {message[0].lower()}{message[1:]}; give such a value"
 
 
 def _sentence(error: ValidationError, place: str) -> str:
@@ -231,12 +301,12 @@ def _sentence(error: ValidationError, place: str) -> str:
     given = first.get("input")
     if first["type"] == "extra_forbidden":
         return f"{place}: unknown key {where!r}; remove it or mend the spelling (see `stablerank train -h`)."
-    if first["type"] == "missing":
+    if first["type"] in ("missing", "union_tag_not_found"):
+        where = where if first["type"] == "missing" else f"{where}.kind"
         return f"{place}: {where!r} is missing; add it (recipes/demo.yaml shows every section)."
     if first["type"] == "value_error":
         return f"{place}: {first['ctx']['error']!s}."
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{place}: {where}={given!r} is refused, {message}; give such a value."
+    return f"{place}: {_refusal(where, given, first['msg'])}."
 
 
-_TAGS = {"lora", "full", "arithmetic", "file", "math_verify", "python"}
+_TAGS = {"lora", "full", "arithmetic", "file", "math_verify", "python", "str", "list[str]"}

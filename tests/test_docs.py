@@ -1,0 +1,130 @@
+"""The documents tell the truth: links, code, commands, recipes, and the defaults and columns they list."""
+
+import dataclasses
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic_core import PydanticUndefined
+
+from stablerank.adapters.specs import FullSpec, LoraSpec
+from stablerank.evaluation.specs import EvaluationSpec
+from stablerank.rewards.credit import Normalisation
+from stablerank.rewards.specs import MathVerifySpec, PythonSpec
+from stablerank.runs.geometry_rows import GeometryRow
+from stablerank.tasks.specs import ArithmeticSpec, FileSpec
+from stablerank.training.recipe import LOSS_SETTINGS, GeometrySpec, ModelSpec, OptimiserSpec, Recipe
+
+ROOT = Path(__file__).parents[1]
+UNIONS = (LoraSpec, FullSpec, ArithmeticSpec, FileSpec, MathVerifySpec, PythonSpec)
+RECIPE_TABLES = (Recipe, ModelSpec, *UNIONS, Normalisation, OptimiserSpec, LOSS_SETTINGS, GeometrySpec, EvaluationSpec)
+"""What the tables of docs/recipe.md are about, in their order."""
+
+
+def load_check_docs():
+    spec = importlib.util.spec_from_file_location("check_docs", ROOT / "scripts" / "check_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_docs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+check_docs = load_check_docs()
+
+
+def found_in(root, readme, *, run=False):
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        (root / name).write_text("nothing\n")
+    (root / "README.md").write_text(readme)
+    return [str(problem) for problem in check_docs.problems(root, run)]
+
+
+def test_documents_of_this_repository_hold():
+    assert [str(problem) for problem in check_docs.problems(ROOT, run=False)] == []
+
+
+def test_missing_documents_are_named(tmp_path):
+    messages = [str(problem) for problem in check_docs.problems(tmp_path, run=False)]
+    assert messages == [f"{name}:1: is missing" for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+
+
+def test_what_holds_is_silent(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "a.yaml").touch()
+    text = """# A title, really
+[self](#a-title-really) [file](recipes/a.yaml) [web](https://example.org/x) `stablerank zoo list`
+
+```bash
+pip install stablerank trackio
+stablerank train recipes/a.yaml seed=1 \\
+    --dry-run  # stablerank is great
+```
+`stablerank ...` and `stablerank VERB`
+"""
+    assert found_in(tmp_path, text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("one\n[x](gone.md)\n", 2, "no such file"),
+        ("one\n\n![x](gone.png)\n", 3, "no such file"),
+        ('<img src="gone.png">\n', 1, "no such file"),
+        ("[x](../secret.md)\n", 1, "leads out of the repository"),
+        ("# Here\n\n[x](#there)\n", 3, "no heading #there"),
+        ("```python\nx = 1\ny = = 2\n```\n", 3, "does not compile"),
+        ("a `stablerank measure RUN` b\n", 1, "no verb 'measure'"),
+        ("a `stablerank zoo burn` b\n", 1, "`stablerank zoo` has no verb 'burn'"),
+        ("```bash\n# fine\nstablerank train x.yaml \\\n  --fast\n```\n", 3, "`stablerank train` has no option --fast"),
+        ("```bash\naccelerate launch -m stablerank trian x.yaml\n```\n", 2, "no verb 'trian'"),
+        ("start from recipes/gone.yaml\n", 1, "no recipe recipes/gone.yaml"),
+    ],
+)
+def test_what_does_not_hold_is_named_with_its_line(tmp_path, text, line, words):
+    (message,) = found_in(tmp_path, text)
+    assert message.startswith(f"README.md:{line}: ")
+    assert words in message
+
+
+def test_only_marked_blocks_run(tmp_path):
+    text = "```python\nraise SystemExit(3)\n```\n\n<!-- run -->\n```python\nassert 1 == 2, 'unequal'\n```\n"
+    assert found_in(tmp_path, text, run=True) == ["README.md:7: the Python block fails: AssertionError: unequal"]
+    assert found_in(tmp_path, text.replace("1 == 2", "1 == 1"), run=True) == []
+
+
+def tables_of_the_recipe():
+    """Field and default of each row, a dictionary a table."""
+    parts = re.split(r"^\| field \| default .*$", (ROOT / "docs" / "recipe.md").read_text(), flags=re.MULTILINE)[1:]
+    return [dict(re.findall(r"^\| `([^`]+)` \| `?([^`|]+?)`? \|", part, flags=re.MULTILINE)) for part in parts]
+
+
+def defaults_of(spec):
+    if isinstance(spec, dict):
+        return spec
+    fields = {name: field.get_default(call_default_factory=True) for name, field in spec.model_fields.items()}
+    return {**fields, "kind": PydanticUndefined} if spec in UNIONS else fields
+
+
+def as_plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(("index", "spec"), enumerate(RECIPE_TABLES))
+def test_recipe_document_lists_every_field_with_its_default(index, spec):
+    listed, true = tables_of_the_recipe()[index], defaults_of(spec)
+    assert list(listed) == list(true)
+    if spec is Recipe:  # its sections have defaults of their own, each in its table
+        return
+    wanted = {name: "required" if value is PydanticUndefined else as_plain(value) for name, value in true.items()}
+    assert {name: yaml.safe_load(default) for name, default in listed.items()} == wanted
+
+
+def test_run_folder_document_lists_every_geometry_column():
+    text = (ROOT / "docs" / "run-folder.md").read_text()
+    section = text.partition("### geometry")[2].partition("###")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    listed = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    assert listed == [field.name for field in dataclasses.fields(GeometryRow)]

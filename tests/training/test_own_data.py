@@ -1,0 +1,70 @@
+"""Day one: a user's own model folder, JSON lines and Python reward; and two processes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stablerank.facade import train
+from stablerank.runs.folder import RunFolder
+from stablerank.tasks.arithmetic import problems
+from stablerank.zoo.resolve import resolve
+
+REWARD = """
+def ends_in_nine(prompts, completions, completion_ids, target, **columns):
+    return [1.0 if text.rstrip("}\\n ").endswith(wanted) else 0.0 for text, wanted in zip(completions, target)]
+"""
+
+
+def test_own_model_own_rows_own_reward(small_recipe, tmp_path: Path) -> None:
+    shutil.copytree(resolve("zoo:arith-student"), tmp_path / "my-model")
+    rows = [{"q": p.prompt, "target": str(p.answer % 10)} for p in problems("train", 64, level="easy")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "reward.py").write_text(REWARD)
+    folder = train(
+        small_recipe(
+            tmp_path / "run",
+            model={"path": str(tmp_path / "my-model")},
+            data={"kind": "file", "path": str(tmp_path / "rows.jsonl"), "columns": {"prompt": "q"}},
+            reward={"kind": "python", "ref": f"{tmp_path / 'reward.py'}:ends_in_nine"},
+            trainer={"max_steps": 2},
+            evaluation={"problems": 4, "every": 0},
+        )
+    )
+    trained = [row for row in folder.rollouts.rows() if row["phase"] == "train"]
+    wanted = {row["q"]: row["target"] for row in rows}
+    for row in trained:
+        assert row["reward"] == float(row["completion"].rstrip("}\n ").endswith(wanted[row["prompt"]]))
+    held_out = {row["prompt"] for row in folder.rollouts.rows() if row["phase"] == "after"}
+    assert held_out and not held_out & {row["prompt"] for row in trained}
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_two_processes(small_recipe, tmp_path: Path) -> None:
+    raw = small_recipe(tmp_path / "run", trainer={"max_steps": 2, "per_device_train_batch_size": 6})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    # Without a GPU this means two CPU processes; `--cpu` would start only one.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "stablerank", "train", str(tmp_path / "recipe.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = RunFolder(tmp_path / "run")
+    assert folder.manifest()["device"]["processes"] == 2
+    assert [row["step"] for row in folder.metrics.rows()] == [1, 2]
+    trained = [row for row in folder.rollouts.rows() if row["phase"] == "train"]
+    # Groups of four over processes of six completions: the second group straddles them.
+    assert len(trained) == 2 * 12
+    for step in (1, 2):
+        for group in range(3):
+            rows = [row for row in trained if (row["step"], row["group"]) == (step, group)]
+            assert len({row["prompt"] for row in rows}) == 1 and len(rows) == 4
+            assert sum(row["advantage"] for row in rows) == pytest.approx(0, abs=1e-5)
