@@ -213,7 +213,7 @@ def kill_chain(work: Path, pace: Pace, arguments: argparse.Namespace) -> tuple[l
     for _ in range(4 * arguments.kills + 4):
         child = begin(laps[-1], arguments, limit)
         aim = aims[len(kills)] if len(kills) < len(aims) else ""
-        if aim == "checkpoint" and retained_step(child.folder) in [max(pace.at_step)]:
+        if aim == "checkpoint" and retained_step(child.folder) == max(pace.at_step):
             aim = "progress"  # no checkpoint is left to write
         if aim and strike(child, aim, pace, rng):
             kills.append(record(child, aim, len(laps), len(kills) + 1))

@@ -175,7 +175,7 @@ UNREADABLE = {
     "blank.jsonl": (b"\n\n", "holds no row"),
     "empty.json": (b"[]", "holds no row"),
     "heading.csv": (b"prompt,answer\n", "holds no row"),
-    "empty.csv": (b"", "No columns to parse"),
+    "empty.csv": (b"", "holds no row"),
     "broken.jsonl": (b'{"prompt": "a"\n', "JSON parse error"),
     "latin.jsonl": ('{"prompt": "é"}\n'.encode("latin-1"), "UnicodeDecodeError"),
     "cut.jsonl.gz": (gzip.compress(as_jsonl(ROWS).encode())[:-20], "cannot be read as data"),

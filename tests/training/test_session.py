@@ -29,7 +29,13 @@ def test_a_run_leaves_every_table(finished: RunFolder) -> None:
     ]
     steps = {row["step"] for row in finished.geometry.rows()}
     assert steps == {2, 4}
-    phases = [row["phase"] for row in finished.rollouts.rows()]
+    rollouts = finished.rollouts.rows()
+    assert {(r["phase"], r["step"]) for r in rollouts} == {
+        ("before", 0),
+        *(("train", step) for step in (1, 2, 3, 4)),
+        ("after", 4),
+    }
+    phases = [row["phase"] for row in rollouts]
     assert (phases.count("train"), phases.count("before"), phases.count("after")) == (64, 16, 16)
     assert finished.report_path.read_text().startswith("<!doctype html>")
 

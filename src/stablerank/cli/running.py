@@ -51,9 +51,7 @@ def run_and_report(recipe: str | None, overrides: Sequence[str], resume: str | N
     )
     bars = Progress(*columns, console=console, disable=not is_main_process())
     try:
-        folder = (
-            continue_training(resume, Bars(bars)) if resume else train(str(recipe), overrides, progress=Bars(bars))
-        )
+        folder = continue_training(resume, Bars(bars)) if resume else train(str(recipe), overrides, progress=Bars(bars))
     finally:
         # Stopping what never started would print an empty line above the sentence that says why.
         if bars.live.is_started:

@@ -14,8 +14,8 @@ from stablerank.errors import DataError
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _DATA_SCHEME = "data:"
-_NO_ROW = "corresponds to no data"
-"""How `datasets` says that a file has no row; of a file without a byte it says ``StopIteration``."""
+_NO_ROW = ("corresponds to no data", "No columns to parse from file", "BatchSize must be greater than 0")
+"""How `datasets` says that a file has no row: most formats, empty CSV, Parquet; for empty JSON, ``StopIteration``."""
 
 
 def data_folder() -> Path:
@@ -80,9 +80,9 @@ def _open(path: str) -> Any:
 
 
 def _unreadable(path: str, error: Exception) -> str:
-    if isinstance(error, StopIteration) or _NO_ROW in str(error):
-        return f"{path} holds no row; give a file with at least one."
     cause = error.__cause__ or error
+    if isinstance(cause, StopIteration) or any(words in str(cause) for words in _NO_ROW):
+        return f"{path} holds no row; give a file with at least one."
     reason = " ".join(str(cause).split())[:200]
     return f"{path} cannot be read as data ({type(cause).__name__}: {reason}); check its format."
 

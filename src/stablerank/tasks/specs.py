@@ -5,7 +5,7 @@ reward needs. The three splits of a source never share a prompt.
 """
 
 import re
-from functools import cache
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -66,7 +66,9 @@ class FileSpec(_Spec):
         except re.error as error:
             raise ValueError(f"data.answer_pattern {pattern!r} is no regular expression ({error}); mend it") from None
         if groups == 0:
-            raise ValueError(f"data.answer_pattern {pattern!r} has no group; put brackets around the answer, as in (.*)")
+            raise ValueError(
+                f"data.answer_pattern {pattern!r} has no group; put brackets around the answer, as in (.*)"
+            )
         return pattern
 
     @model_validator(mode="after")
@@ -77,18 +79,32 @@ class FileSpec(_Spec):
 
     def train_rows(self) -> list[Row]:
         """Training rows in file order."""
-        rows = _split_file(self)["train"]
+        rows = self._splits["train"]
         if not rows:
             raise DataError(f"data.path {self.path!r} leaves no training row; give a file with more rows.")
         return rows[: self.limit]
 
     def held_out_rows(self, split: Literal["validation", "test"], count: int) -> list[Row]:
         """The first ``count`` rows of a held-out half, fewer when the file has fewer."""
-        rows = _split_file(self)[split]
+        rows = self._splits[split]
         if not rows:
             place = self.test_path or self.path
             raise DataError(f"{place!r} leaves no {split} row to evaluate on; give data.test_path with more rows.")
         return rows[:count]
+
+    @cached_property
+    def _splits(self) -> dict[str, list[Row]]:
+        """Train, validation and test rows, disjoint by prompt; kept with the spec because three callers ask."""
+        train = files.load_rows(self.path, self.columns, self.answer_pattern)
+        held_out = files.load_rows(self.test_path, self.columns, self.answer_pattern) if self.test_path else []
+        splits: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+        seen: set[str] = set()
+        for row, is_train in [*((r, False) for r in held_out), *((r, True) for r in train)]:
+            if row["prompt"] not in seen:
+                seen.add(row["prompt"])
+                split = files.split_of(row["prompt"], whole_file_is_held_out=_share(self, is_train))
+                splits[split].append(_dressed(row, self))
+        return splits
 
 
 DataSpec = Annotated[ArithmeticSpec | FileSpec, Field(discriminator="kind")]
@@ -96,26 +112,6 @@ DataSpec = Annotated[ArithmeticSpec | FileSpec, Field(discriminator="kind")]
 
 def _arithmetic_row(problem: arithmetic.Problem) -> Row:
     return {"prompt": problem.prompt, "answer": str(problem.answer), "operations": len(problem.operations)}
-
-
-def _split_file(spec: FileSpec) -> dict[str, list[Row]]:
-    return _load_splits(spec.model_dump_json())
-
-
-@cache
-def _load_splits(spec_json: str) -> dict[str, list[Row]]:
-    """Train, validation and test rows, disjoint by prompt; cached because three callers ask for them."""
-    spec = FileSpec.model_validate_json(spec_json)
-    train = files.load_rows(spec.path, spec.columns, spec.answer_pattern)
-    held_out = files.load_rows(spec.test_path, spec.columns, spec.answer_pattern) if spec.test_path else []
-    splits: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    seen: set[str] = set()
-    for row, is_train in [*((r, False) for r in held_out), *((r, True) for r in train)]:
-        if row["prompt"] in seen:
-            continue
-        seen.add(row["prompt"])
-        splits[files.split_of(row["prompt"], whole_file_is_held_out=_share(spec, is_train))].append(_dressed(row, spec))
-    return splits
 
 
 def _share(spec: FileSpec, is_train: bool) -> bool | None:

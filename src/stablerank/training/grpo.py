@@ -112,8 +112,11 @@ class CreditGRPOTrainer(GRPOTrainer):
         )
         rows = gather_object(rows)
         if self._rollout_sink is not None and self.accelerator.is_main_process:
-            numbered = [{**row, "row": i, "group": i // self.num_generations} for i, row in enumerate(rows)]
-            self._rollout_sink(self.state.global_step + 1, numbered)
+            step = self.state.global_step + 1
+            numbered = [
+                {"step": step, **row, "row": i, "group": i // self.num_generations} for i, row in enumerate(rows)
+            ]
+            self._rollout_sink(step, numbered)
 
 
 def _padded(deposit: Deposit, width: int) -> Deposit:

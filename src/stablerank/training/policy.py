@@ -79,6 +79,8 @@ def check_prompts_fit(
     room = context - recipe.loss_settings["max_completion_length"]
     for index, row in enumerate(rows):
         length = len(prompt_ids(tokenizer, row["prompt"]))
+        if length == 0:
+            raise DataError(f"Prompt {index} ({row['prompt']!r:.60}) has no token for this tokenizer; drop the row.")
         if length > room:
             raise DataError(
                 f"Prompt {index} has {length} tokens, but the context of {context} less trainer.max_completion_length"

@@ -189,7 +189,7 @@ class _Session:
                 progress=None if phase == "curve" else lambda done: self.progress.advance(done, ""),
             )
         if phase != "curve":
-            folder.rollouts.write(step, _rollout_rows(rows, result, phase), part=phase)
+            folder.rollouts.write(step, _rollout_rows(rows, result, phase, step), part=phase)
         folder.evaluations.append(
             {
                 "step": step,
@@ -230,10 +230,10 @@ def _has_phase(folder: RunFolder, phase: str) -> bool:
     return any(row["phase"] == phase for row in folder.evaluations.rows())
 
 
-def _rollout_rows(rows: Sequence[Row], result: HeldOut, phase: str) -> list[Row]:
+def _rollout_rows(rows: Sequence[Row], result: HeldOut, phase: str, step: int) -> list[Row]:
     return [
         {
-            "step": 0,
+            "step": step,
             "phase": phase,
             "row": index,
             "group": index,
