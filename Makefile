@@ -22,6 +22,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/telemetry_cost.py
 
 docs: $(READY)
+	$(BIN)/python scripts/write_results.py --check
 	$(BIN)/python scripts/check_docs.py
 
 $(READY): pyproject.toml constraints.txt

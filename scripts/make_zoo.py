@@ -36,7 +36,7 @@ STUDENT_STYLES = {
 }
 TEACHER_STYLES = {"short": {"careful": 1.0}, "long": {"careful": 1.0}}
 BATCH, POOL, MAX_LENGTH = 128, 8, 256
-STEPS = {"teacher": 1600, "student": 500, "prm": 1500}
+STEPS = {"teacher": 1600, "student": 500, "prm": 800}
 PEAK_LR = {"teacher": 3e-3, "student": 1e-3, "prm": 1e-3}
 
 Row = tuple[list[int], list[int]]
@@ -344,7 +344,7 @@ def make_student() -> None:
 def make_prm() -> None:
     model, tokenizer = load("teacher")
     torch.manual_seed(3)
-    rollouts = student_rollouts("train", 48_000, seed=3)
+    rollouts = student_rollouts("train", 24_000, seed=3)
     train("prm", model, prm_batches(tokenizer, rollouts, seed=3), tag_loss)
     save("prm", model, tokenizer)
 

@@ -24,7 +24,7 @@ RECIPE = {
     "trainer": {"max_steps": 1, "save_steps": 1, "max_completion_length": 16},
     "evaluation": {"problems": 8},
 }
-ROWS = "".join(json.dumps({"prompt": f"{n}+1=?\n", "answer": str(n + 1)}) + "\n" for n in range(60))
+GOOD = [{"prompt": f"{n}+1=?\n", "answer": str(n + 1)} for n in range(60)]
 
 
 class Place:
@@ -36,7 +36,7 @@ class Place:
         self.recipe = path / "recipe.yaml"
         self.recipe.write_text(yaml.safe_dump({**RECIPE, "output": str(self.out)}))
         self.data = path / "rows.jsonl"
-        self.data.write_text(ROWS)
+        rows(*GOOD)(self)
 
     def model(self):
         copy = Path(shutil.copytree(resolve(STUDENT), self.path / "model"))
@@ -102,6 +102,18 @@ def no_tokenizer(place):
         file.unlink()
 
 
+def deaf_tokenizer(place):
+    """A tokenizer that drops tildes, and a prompt of nothing else."""
+    file = place.model() / "tokenizer.json"
+    normalizer = {"type": "Replace", "pattern": {"String": "~"}, "content": ""}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": normalizer}))
+    rows(*GOOD, {"prompt": "~", "answer": "1"})(place)
+
+
+def chat_template(text):
+    return lambda place: (place.model() / "chat_template.jinja").write_text(text)
+
+
 def rows(*lines):
     return lambda place: place.data.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -131,7 +143,7 @@ BAD = {
     "cut-off weights": (cut_weights, MODEL, ["model.safetensors cannot be read"]),
     "weights as pickle": (pickle_only, MODEL, ["pickle only", "save_pretrained"]),
     "unknown architecture": (unknown_architecture, MODEL, ["cannot be loaded", "abacus"]),
-    "no tokenizer": (no_tokenizer, MODEL, ["cannot be loaded"]),
+    "no tokenizer": (no_tokenizer, MODEL, ["holds no tokenizer", "tokenizer.save_pretrained"]),
     "adapter without a target": (None, ["adapter={kind: lora, targets: [q_prox]}"], ["q_prox", "all-linear"]),
     "missing data": (None, ["data={kind: file, path: absent.jsonl}"], ["absent.jsonl is no file"]),
     "empty data": (rows(), DATA, ["rows.jsonl holds no row"]),
@@ -147,13 +159,19 @@ BAD = {
         ["data={kind: file, path: rows.jsonl, chat: true}"],
         ["chat template", "data.chat=false"],
     ),
+    "chat template that refuses": (
+        chat_template("{{ raise_exception('System role not supported') }}"),
+        [*MODEL, "data={kind: file, path: rows.jsonl, chat: true, system: Be brief.}"],
+        ["System role not supported", "data.system=null"],
+    ),
+    "prompt without a token": (deaf_tokenizer, [*MODEL, *DATA], ["Prompt ", "'~'", "no token", "drop the row"]),
     "prompt longer than the context": (
-        rows(*(json.loads(line) for line in ROWS.splitlines()), LONG),
+        rows(*GOOD, LONG),
         DATA,
         ["264 tokens", "context of 256", "shorten the prompt"],
     ),
+    "evaluation longer than the context": (None, ["evaluation.max_new_tokens=256"], ["context of 256", "leaves 0"]),
     "completion longer than the context": (None, ["trainer.max_completion_length=256"], ["context of 256", "leaves 0"]),
-    "too many problems": (None, ["data.level=easy", "data.problems=90000"], ["'easy'", "ask for fewer"]),
     "missing reward file": (None, PYTHON, ["'reward.py:score'", "does not exist"]),
     "missing reward function": (reward("def other(): ...\n"), PYTHON, ["reward.py", "def score("]),
     "reward with a syntax error": (reward("def score(:\n"), PYTHON, ["SyntaxError", "line 1"]),

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from stablerank.reports import words
 from stablerank.reports.read import Evaluation, Floats, Run, series
-from stablerank.reports.svg import FIRST, MUTED, SECOND, SURFACE, Picture, house_style, render
+from stablerank.reports.svg import FIRST, ROUND, SECOND, SURFACE, Picture, house_style, render
 
 SMOOTH_FROM = 20
 """Shorter runs are drawn as they are; longer ones get a running mean over the noise."""
@@ -65,7 +65,7 @@ PANELS = (
     ),
     Panel("entropy", "Entropy", "nats per token", "Room left to explore; near zero, every sample says the same."),
     Panel("kl", "KL to the reference", "nats per token", "How far the policy has moved from where it began."),
-    Panel("grad_norm", "Gradient norm", "L2 norm", "Spikes are steps that nearly went wrong."),
+    Panel("grad_norm", "Gradient norm", "L2 norm", "A sudden spike warns of an unstable step."),
 )
 
 
@@ -76,7 +76,7 @@ def learning_curve(run: Run) -> Picture | None:
     if not curve and not ends:
         return None
     with house_style("learning-curve"):
-        figure = Figure(figsize=(6.2, 3.3), layout="constrained")
+        figure = Figure(figsize=(9.4, 3.5), layout="constrained")
         axes = _axes(figure, "pass@1")
         if curve:
             _validation(axes, curve)
@@ -119,14 +119,14 @@ def _small_multiple(panel: Panel, step_S: Floats, value_S: Floats) -> Picture:
     alt = f"{panel.title} over optimiser steps: {value_S[0]:.3g} at step {step_S[0]:.0f}, "
     alt += f"{value_S[-1]:.3g} at step {step_S[-1]:.0f}, between {value_S.min():.3g} and {value_S.max():.3g}."
     with house_style(name):
-        figure = Figure(figsize=(3.1, 1.9), layout="constrained")
+        figure = Figure(figsize=(2.45, 1.62), layout="constrained")
         axes = _axes(figure, panel.unit)
         window = smoothing_window(step_S.size)
         if window > 1:
             axes.plot(step_S, value_S, color=FIRST, alpha=0.35, linewidth=0.9)
         marker = "o" if step_S.size == 1 else ""
         axes.plot(step_S, running_mean(value_S, window), color=FIRST, marker=marker)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=ROUND))
         if panel.is_share:
             axes.set_ylim(0, max(0.05, 1.08 * float(value_S.max())))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -159,9 +159,9 @@ def _held_out(axes: Axes, ends: Sequence[Evaluation], last_step: int) -> None:
 
 def _axes(figure: Figure, unit: str) -> Axes:
     axes = figure.subplots()
-    axes.set_xlabel("optimiser step", color=MUTED)
+    axes.set_xlabel("optimiser step")
     axes.set_ylabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=ROUND, integer=True))
     return axes
 
 

@@ -52,6 +52,14 @@ def held_out(run: Run) -> str:
     return f"{sentence} The change is {words.points(gain)} (95 % interval {words.points_interval(gain)}{doubt})."
 
 
+def in_a_hundred(gain: Score) -> str:
+    """The gain as a head count, for people who do not think in percentage points."""
+    if direction(gain) == "unclear":
+        return "the interval spans zero: no clear change"
+    count, more = abs(100 * gain.value), "more" if gain.value > 0 else "fewer"
+    return f"{count:.0f} {more} of every 100 problems solved" if count >= 1 else f"less than 1 {more} of every 100"
+
+
 def what_was_trained(run: Run) -> str:
     objective, model = str(run.recipe.get("objective", "a trainer")), _model(run.recipe.get("model"))
     steps = run.summary.steps if run.summary else run.last_step

@@ -6,6 +6,7 @@ a mean is the mean of the matrices' null bands, so it is the range of a typical 
 Legend: R one measurement, S steps, L layers.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,9 +79,9 @@ def mean_curve(ranks: UpdateRanks) -> Curve:
         mean_S=np.array([np.mean(at.value_R) for at in at_S]),
         low_S=np.array([np.quantile(at.value_R, 0.1) for at in at_S]),
         high_S=np.array([np.quantile(at.value_R, 0.9) for at in at_S]),
-        null_S=np.array([np.mean(at.null_R) for at in at_S]),
-        null_low_S=np.array([np.mean(at.null_low_R) for at in at_S]),
-        null_high_S=np.array([np.mean(at.null_high_R) for at in at_S]),
+        null_S=np.array([_mean(at.null_R) for at in at_S]),
+        null_low_S=np.array([_mean(at.null_low_R) for at in at_S]),
+        null_high_S=np.array([_mean(at.null_high_R) for at in at_S]),
     )
 
 
@@ -118,9 +119,15 @@ def _reading(measured: UpdateRanks) -> Reading:
         matrices=last.value_R.size,
         first=float(np.mean(first.value_R)),
         last=float(np.mean(last.value_R)),
-        null=float(np.mean(last.null_R)),
-        null_low=float(np.mean(last.null_low_R)),
-        null_high=float(np.mean(last.null_high_R)),
+        null=_mean(last.null_R),
+        null_low=_mean(last.null_low_R),
+        null_high=_mean(last.null_high_R),
         below=int(np.sum(last.value_R < last.null_low_R)),
         above=int(np.sum(last.value_R > last.null_high_R)),
     )
+
+
+def _mean(value_R: Floats) -> float:
+    """Mean of the nulls that were recorded, NaN when none was."""
+    known_R = value_R[np.isfinite(value_R)]
+    return float(np.mean(known_R)) if known_R.size else math.nan

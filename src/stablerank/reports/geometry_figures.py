@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stablerank.reports.geometry import Curve, Grid, Reading
 from stablerank.reports.read import Floats
-from stablerank.reports.svg import FIRST, INK, MUTED, NULL, Picture, house_style, render
+from stablerank.reports.svg import FIRST, INK, MUTED, NULL, ROUND, Picture, house_style, render
 
 CELL_DPI = 200
 """Cells are embedded as an image: a long run of a deep model has more cells than an SVG should have paths."""
@@ -26,7 +26,7 @@ def mean_against_null(curve: Curve) -> Picture:
     alt += f"{curve.mean_S[-1]:.2f} at step {curve.step_S[-1]:.0f}."
     alt += f" Random factors of the same shapes: {curve.null_S[-1]:.2f}." if curve.has_null else " No null recorded."
     with house_style("mean-stable-rank"):
-        figure = Figure(figsize=(6.2, 3.3), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.9), layout="constrained")
         axes = figure.subplots()
         if curve.has_null:
             axes.fill_between(
@@ -40,8 +40,8 @@ def mean_against_null(curve: Curve) -> Picture:
         axes.set_ylim(bottom=1)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("stable rank (directions)")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=ROUND, integer=True))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         svg = render(figure, "mean-stable-rank", alt)
     return Picture("mean-stable-rank", "Mean over all matrices", "", alt, svg)
 
@@ -57,8 +57,8 @@ def colour_bar(grids: Sequence[Grid], overall: Reading) -> Picture:
     scale = shared_scale(grids)
     alt = f"Colour scale of the heat maps: stable rank from {scale.vmin:.2f} to {scale.vmax:.2f}."
     with house_style("colour-bar"):
-        figure = Figure(figsize=(6.2, 0.62), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(5.6, 0.9))
+        axes = figure.add_axes((0.01, 0.54, 0.98, 0.18))
         bar = figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, orientation="horizontal")
         bar.outline.set_visible(False)
         axes.set_xlabel("stable rank of the update (directions)")
@@ -89,7 +89,7 @@ def _heat_map(place: int, grid: Grid, null: Reading | None, scale: Normalize) ->
     alt = f"Heat map of {grid.module}: stable rank by layer and step, {layers} layers, {grid.step_S.size} steps. "
     alt += f"Mean at the last step {null.last:.2f}." if null else "No stable rank is defined."
     with house_style(name):
-        figure = Figure(figsize=(3.1, float(np.clip(0.75 + 0.17 * layers, 1.4, 4.2))), layout="constrained")
+        figure = Figure(figsize=(2.45, float(np.clip(0.65 + 0.17 * layers, 1.1, 4.2))), layout="constrained")
         axes = figure.subplots()
         border_S, border_L = edges(grid.step_S.astype(np.float64)), np.arange(layers + 1) - 0.5
         axes.pcolormesh(border_S, border_L, grid.value_LS, norm=scale, cmap="viridis", rasterized=True)
@@ -97,7 +97,7 @@ def _heat_map(place: int, grid: Grid, null: Reading | None, scale: Normalize) ->
         axes.spines["bottom"].set_visible(False)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("layer")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=ROUND, integer=True))
         shown = np.arange(0, layers, max(1, layers // 8))
         axes.set_yticks(shown, [grid.layer_names[layer] for layer in shown])
         figure.set_dpi(CELL_DPI)

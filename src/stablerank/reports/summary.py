@@ -69,7 +69,7 @@ def _places(run: Run) -> list[str]:
     finished = run.summary is not None
     report, model = run.folder / "report.html", run.folder / "model"
     lines = [f"Report  {_short(report)}   (open it in a browser)"] if report.exists() else []
-    lines += [f"Model   {_short(model)}   (loads in plain PEFT; README.md inside)"] if model.exists() else []
+    lines += [f"Model   {_short(model)}   (with tokenizer and model card)"] if model.exists() else []
     retry = f"stablerank train --resume {folder}"
     lines += ["Next    " + (f"stablerank export {folder} --merge" if finished else retry)]
     return lines + [f"        stablerank report {folder}"]

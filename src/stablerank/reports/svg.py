@@ -20,6 +20,9 @@ from matplotlib.figure import Figure
 INK, MUTED, GRID, SURFACE = "#00000a", "#00000b", "#00000c", "#00000d"
 FIRST, SECOND, NULL = "#00000e", "#00000f", "#000010"
 
+ROUND = (1, 2, 5, 10)
+"""Axis ticks step by these, times a power of ten."""
+
 ROLES = {
     INK: "ink",
     MUTED: "muted",

@@ -48,16 +48,11 @@ def memory(size: float) -> str:
 def visible(character: str) -> str | None:
     """What to show in place of a character that a reader could not see or that reorders its neighbours.
 
-    None for ordinary characters, line breaks and tabs. C0 controls get their Unicode picture, everything else its
-    code point: bidirectional overrides, zero-width and other format characters, C1 controls, line separators,
-    lone surrogates, private and unassigned code points.
+    None for ordinary characters, line breaks and tabs. The code point, ``‹U+202E›``, for controls, bidirectional
+    overrides, zero-width and other format characters, line separators, lone surrogates, private and unassigned ones.
     """
-    if character in "\n\t" or unicodedata.category(character) not in _UNSEEN:
-        return None
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    seen = character in "\n\t" or unicodedata.category(character) not in _UNSEEN
+    return None if seen else f"‹U+{ord(character):04X}›"
 
 
 def plain(text: str) -> str:

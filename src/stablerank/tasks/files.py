@@ -63,15 +63,15 @@ def _read(path: str, columns: dict[str, str], needed: set[str]) -> list[dict[str
 
 def _open(path: str) -> Any:
     # Imported here: `datasets` takes seconds, and a recipe on generated data never needs it.
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
     local = data_folder() / path.removeprefix(_DATA_SCHEME) if path.startswith(_DATA_SCHEME) else Path(path)
     if local.is_file():
         suffixes = [s for s in local.suffixes if s in _READERS]
         if not suffixes:
             raise DataError(f"{path} is none of {', '.join(_READERS)}; convert it to JSON lines.")
-        # Escaped, because `datasets` takes the path for a pattern.
-        return load_dataset(_READERS[suffixes[-1]], data_files=glob.escape(str(local)), split="train")
+        # Not `load_dataset`, which reports each use of a reader to a server. Escaped, because the path is a pattern.
+        return getattr(Dataset, f"from_{_READERS[suffixes[-1]]}")(glob.escape(str(local)))
     if path.startswith(_DATA_SCHEME):
         raise DataError(f"{path} is not in the data folder {data_folder()}; set STABLERANK_DATA to the folder with it.")
     if local.suffix or local.is_absolute() or path.count("/") != 1:

@@ -4,10 +4,12 @@ Left out on purpose: ``trust_remote_code``. A model that needs its own code is l
 beside our pieces.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stablerank.adapters.specs import parameter_counts
@@ -32,6 +34,12 @@ def load_policy(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
             f"model.path {recipe.model.path!r} cannot be loaded ({type(error).__name__}: {reason}); "
             "give `zoo:NAME` (see `stablerank zoo list`) or a folder that save_pretrained wrote."
         ) from error
+    # Without its files, transformers makes one that knows special tokens alone.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ModelError(
+            f"model.path {recipe.model.path!r} holds no tokenizer; write it beside the weights with "
+            "`tokenizer.save_pretrained`."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_adapter_fits(recipe, model)
@@ -55,16 +63,22 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, 
         return list(tokenizer(prompt)["input_ids"])
     if tokenizer.chat_template is None:
         raise DataError("data.chat is true but the model's tokenizer has no chat template; set `data.chat=false`.")
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    try:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    except TemplateError as error:
+        raise DataError(
+            f"The model's chat template refuses the messages ({' '.join(str(error).split())}); set `data.system=null` "
+            "if it is the system message, else `data.chat=false`."
+        ) from error
     return list(ids["input_ids"])
 
 
 def check_prompts_fit(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
 ) -> None:
-    """Refuse rows that the run would trip over: no column for the reward, or no room for a completion.
+    """Refuse rows that the run would trip over: no column for the reward, no token, or no room for a completion.
 
-    A prompt and a completion of the recipe's length must fit the model's context together.
+    A prompt and the longest completion of training or evaluation must fit the model's context together.
     """
     column = getattr(recipe.reward, "answer_column", "prompt")
     if lacking := [index for index, row in enumerate(rows) if column not in row]:
@@ -73,16 +87,15 @@ def check_prompts_fit(
             f"The reward reads the column {column!r}, which the data lack (columns: {there}); name the file's column "
             f"with `data.columns.{column}=COLUMN`."
         )
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is None:
-        return
-    room = context - recipe.loss_settings["max_completion_length"]
+    context = getattr(model.config, "max_position_embeddings", math.inf)
+    longest = max(recipe.loss_settings["max_completion_length"], recipe.evaluation.max_new_tokens or 0)
     for index, row in enumerate(rows):
         length = len(prompt_ids(tokenizer, row["prompt"]))
         if length == 0:
             raise DataError(f"Prompt {index} ({row['prompt']!r:.60}) has no token for this tokenizer; drop the row.")
-        if length > room:
+        if length > context - longest:
             raise DataError(
-                f"Prompt {index} has {length} tokens, but the context of {context} less trainer.max_completion_length"
-                f" {context - room} leaves {room}; shorten the prompt, drop the row or lower max_completion_length."
+                f"Prompt {index} has {length} tokens, but the context of {context} less {longest} for the completion "
+                f"leaves {context - longest}; shorten the prompt, drop the row, or lower trainer.max_completion_length "
+                "or evaluation.max_new_tokens."
             )
