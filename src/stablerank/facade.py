@@ -18,6 +18,8 @@ def train(
 ) -> RunFolder:
     """Train a recipe (object, mapping or YAML path), write its report, and return the run.
 
+    ``overrides`` are ``key.sub=value`` strings, applied to a YAML recipe and noted in the manifest.
+
     Raises:
         StablerankError: anything about the recipe, model, data or output folder that the user can mend.
     """

@@ -65,6 +65,23 @@ def test_a_killed_run_resumes_to_the_same_tables(small_recipe, tmp_path: Path, m
     assert tables(continue_training(folder.path)) == tables(unbroken)
 
 
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(small_recipe, tmp_path: Path) -> None:
+    raw = small_recipe(tmp_path / "run", trainer={"max_steps": 200, "save_steps": 2})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-m", "stablerank", "train", str(tmp_path / "recipe.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    folder = RunFolder(tmp_path / "run")
+    while not folder.complete_checkpoints():
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"stablerank train --resume {tmp_path / 'run'}" in told
+    assert "Traceback" not in told and not folder.is_complete()
+
+
 def test_debris_of_a_checkpoint_is_not_resumed_from(small_recipe, tmp_path: Path) -> None:
     unbroken = train(small_recipe(tmp_path / "run"))
     expected = tables(unbroken)

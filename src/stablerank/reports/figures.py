@@ -17,7 +17,7 @@ from stablerank.reports import words
 from stablerank.reports.read import Evaluation, Floats, Run, series
 from stablerank.reports.svg import FIRST, ROUND, SECOND, SURFACE, Picture, house_style, render
 
-SMOOTH_FROM = 20
+SMOOTH_FROM = 30
 """Shorter runs are drawn as they are; longer ones get a running mean over the noise."""
 
 NARROWEST_AXIS = 0.3
@@ -82,7 +82,7 @@ def learning_curve(run: Run) -> Picture | None:
             _validation(axes, curve)
         if ends:
             _held_out(axes, ends, last_step=max(e.step for e in curve + ends))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         axes.set_ylim(*_share_limits(curve + ends))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
         alt = "pass@1 over optimiser steps. " + " ".join(_spoken(e) for e in curve[:1] + curve[-1:] + ends)
@@ -104,7 +104,7 @@ def small_multiples(run: Run) -> tuple[list[Picture], list[str]]:
 
 def smoothing_window(steps: int) -> int:
     """Odd number of steps that the thick line averages over; 1 where nothing is smoothed."""
-    return 1 if steps < SMOOTH_FROM else 2 * (steps // 20) + 1
+    return 1 if steps < SMOOTH_FROM else 2 * (steps // 30) + 1
 
 
 def running_mean(value_S: Floats, window: int) -> Floats:
@@ -129,7 +129,7 @@ def _small_multiple(panel: Panel, step_S: Floats, value_S: Floats) -> Picture:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=ROUND))
         if panel.is_share:
             axes.set_ylim(0, max(0.05, 1.08 * float(value_S.max())))
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         svg = render(figure, name, alt)
     return Picture(name, panel.title, panel.caption, alt, svg)
 
@@ -149,7 +149,7 @@ def _held_out(axes: Axes, ends: Sequence[Evaluation], last_step: int) -> None:
     place_E = [e.step - aside if e.phase == "before" else e.step + aside for e in ends]
     value_E = np.array([e.score.value for e in ends])
     error_E = np.abs(np.array([[e.score.low for e in ends], [e.score.high for e in ends]]) - value_E)
-    label = f"{ends[0].split}, {ends[0].score.problems:,} problems, before and after"
+    label = f"{ends[0].split}, {ends[0].score.problems:,} problems, {' and '.join(e.phase for e in ends)}"
     axes.plot(place_E, value_E, color=SECOND, linewidth=1, linestyle=(0, (4, 3)))
     axes.errorbar(
         place_E, value_E, error_E, color=SECOND, fmt="D", markersize=6, elinewidth=1.6, capsize=3,

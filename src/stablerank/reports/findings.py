@@ -1,6 +1,5 @@
 """What a run showed, in sentences; the page and the terminal summary say the same thing because both ask here."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,9 @@ def headline(run: Run) -> str:
     before, after = run.summary.before, run.summary.after
     if before is None or after is None:
         return f"Trained for {run.summary.steps} steps; pass@1 was not measured"
-    change = f"pass@1 from {words.percent(before.value)} to {words.percent(after.value)}"
-    return {"raised": "Training raised ", "lowered": "Training lowered "}.get(
-        direction(run.summary.gain), "Training did not clearly change pass@1: "
-    ) + (change if direction(run.summary.gain) != "unclear" else change.removeprefix("pass@1 "))
+    change = f"from {words.percent(before.value)} to {words.percent(after.value)}"
+    told = {"raised": "Training raised pass@1", "lowered": "Training lowered pass@1"}
+    return f"{told.get(direction(run.summary.gain), 'No clear change of pass@1:')} {change}"
 
 
 def direction(gain: Score | None) -> str:
@@ -29,6 +27,7 @@ def direction(gain: Score | None) -> str:
 
 
 def progress(run: Run) -> str:
+    """``step 24 of 60``, or without the goal when the recipe names none."""
     trainer = run.recipe.get("trainer")
     steps = trainer.get("max_steps") if isinstance(trainer, Mapping) else None
     return f"step {run.last_step} of {steps}" if steps else f"step {run.last_step}"
@@ -61,11 +60,12 @@ def in_a_hundred(gain: Score) -> str:
 
 
 def what_was_trained(run: Run) -> str:
+    """Objective, adapter, model, steps and time in one sentence."""
     objective, model = str(run.recipe.get("objective", "a trainer")), _model(run.recipe.get("model"))
-    steps = run.summary.steps if run.summary else run.last_step
-    took = run.summary.train_seconds if run.summary else math.nan
-    time = f" in {words.duration(took)}" if math.isfinite(took) else " so far"
-    return f"{objective.upper()} trained {_adapter(run)} of {model} for {steps} steps{time}."
+    trained = f"{objective.upper()} trained {_adapter(run)} of {model}"
+    if run.summary is None:
+        return f"{trained} for {run.last_step} steps so far."
+    return f"{trained} for {run.summary.steps} steps in {words.duration(run.summary.train_seconds)}."
 
 
 def geometry_finding(ranks: UpdateRanks) -> str:
@@ -79,6 +79,7 @@ def geometry_finding(ranks: UpdateRanks) -> str:
 
 
 def has_geometry(run: Run) -> bool:
+    """Whether at least one stable rank is on record and defined."""
     return run.ranks is not None and bool(run.ranks.measured().step_R.size)
 
 
@@ -92,12 +93,13 @@ def _sides(reading: geometry.Reading) -> str:
 
 def _adapter(run: Run) -> str:
     adapter = run.recipe.get("adapter")
-    kind = adapter.get("kind") if isinstance(adapter, Mapping) else adapter
-    if kind == "full":
+    if not isinstance(adapter, Mapping):
+        return f"an adapter{_share(run)}"
+    if adapter.get("kind") == "full":
         return f"every weight{_share(run)}"
-    rank = f" of rank {adapter['r']}" if isinstance(adapter, Mapping) and "r" in adapter else ""
-    name = {"lora": "LoRA"}.get(str(kind), str(kind)) if kind else "an"
-    return f"a {name} adapter{rank}{_share(run)}" if kind else f"an adapter{_share(run)}"
+    rank = f" of rank {adapter['r']}" if "r" in adapter else ""
+    kind = str(adapter.get("kind", "trained"))
+    return f"a {_ADAPTER_NAMES.get(kind, kind)} adapter{rank}{_share(run)}"
 
 
 def _share(run: Run) -> str:
@@ -110,3 +112,6 @@ def _share(run: Run) -> str:
 
 def _model(model: Any) -> str:
     return str(model.get("path", "a model")) if isinstance(model, Mapping) else str(model or "a model")
+
+
+_ADAPTER_NAMES = {"lora": "LoRA"}

@@ -1,4 +1,4 @@
-"""Stable ranks of the updates, arranged for a reader: as a curve, as a grid a module type, as a table; never without the null.
+"""Stable ranks of the updates as a curve, as a grid a module type and as a table, each with its null.
 
 Numerics: float64 means over matrices of a quantity that is itself exact to the telemetry's tolerance. The null band of
 a mean is the mean of the matrices' null bands, so it is the range of a typical matrix, not of the mean.
@@ -29,6 +29,7 @@ class Curve:
 
     @property
     def has_null(self) -> bool:
+        """Whether any measurement came with a null."""
         return bool(np.isfinite(self.null_S).any())
 
 
@@ -43,7 +44,8 @@ class Grid:
 
     @property
     def layer_names(self) -> list[str]:
-        return ["–" if layer == NO_LAYER else str(layer) for layer in self.layer_L]
+        """Axis labels; a hyphen for a module outside the layer stack."""
+        return ["-" if layer == NO_LAYER else str(layer) for layer in self.layer_L]
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Reading:
 
     @property
     def has_null(self) -> bool:
+        """Whether any of these matrices came with a null."""
         return bool(np.isfinite(self.null))
 
     @property
     def within(self) -> int:
+        """Matrices inside the range of their null."""
         return self.matrices - self.below - self.above
 
 

@@ -19,6 +19,9 @@ from stablerank.reports.svg import FIRST, INK, MUTED, NULL, ROUND, Picture, hous
 CELL_DPI = 200
 """Cells are embedded as an image: a long run of a deep model has more cells than an SVG should have paths."""
 
+MOST_MARKERS = 40
+"""Above so many measurements the dots would touch, so the line goes without."""
+
 
 def mean_against_null(curve: Curve) -> Picture:
     """Mean stable rank over all matrices, the middle four fifths of them, and the band of random factors."""
@@ -35,8 +38,9 @@ def mean_against_null(curve: Curve) -> Picture:
             label = "random factors (null): median and range"
             axes.plot(curve.step_S, curve.null_S, color=NULL, linestyle=(0, (5, 3)), linewidth=1.6, label=label)
         axes.fill_between(curve.step_S, curve.low_S, curve.high_S, color=FIRST, alpha=0.18, linewidth=0)
+        marker = "o" if curve.step_S.size <= MOST_MARKERS else ""
         label = "updates: mean and middle 80 % of matrices"
-        axes.plot(curve.step_S, curve.mean_S, color=FIRST, marker="o", markersize=4, label=label)
+        axes.plot(curve.step_S, curve.mean_S, color=FIRST, marker=marker, markersize=4, label=label)
         axes.set_ylim(bottom=1)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("stable rank (directions)")
@@ -89,7 +93,7 @@ def _heat_map(place: int, grid: Grid, null: Reading | None, scale: Normalize) ->
     alt = f"Heat map of {grid.module}: stable rank by layer and step, {layers} layers, {grid.step_S.size} steps. "
     alt += f"Mean at the last step {null.last:.2f}." if null else "No stable rank is defined."
     with house_style(name):
-        figure = Figure(figsize=(2.45, float(np.clip(0.65 + 0.17 * layers, 1.1, 4.2))), layout="constrained")
+        figure = Figure(figsize=(2.45, float(np.clip(0.65 + 0.17 * layers, 1.1, 3.2))), layout="constrained")
         axes = figure.subplots()
         border_S, border_L = edges(grid.step_S.astype(np.float64)), np.arange(layers + 1) - 0.5
         axes.pcolormesh(border_S, border_L, grid.value_LS, norm=scale, cmap="viridis", rasterized=True)

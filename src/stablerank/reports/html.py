@@ -1,8 +1,8 @@
 """The page: one HTML file that needs no network and runs no script.
 
 Model text is untrusted. It only ever reaches the page through Jinja's autoescape, after every character that could
-hide or reorder text was made visible; a Content-Security-Policy that allows no script and no request is the second lock.
-The same run gives the same bytes.
+hide or reorder text was made visible; a Content-Security-Policy that allows no script and no request
+is the second lock. The same run gives the same bytes.
 """
 
 from collections.abc import Sequence
@@ -67,11 +67,9 @@ def safe(value: Any) -> Any:
     return Markup("").join(_safe_character(character) for character in value)
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
     """The text, or its beginning and how much is left out."""
-    if len(text) <= LONGEST_TEXT:
-        return text
-    return f"{text[:LONGEST_TEXT]}\n… {len(text) - LONGEST_TEXT:,} more characters"
+    return text if len(text) <= longest else f"{text[:longest]}\n… {len(text) - longest:,} more characters"
 
 
 def _safe_character(character: str) -> Markup:
@@ -104,6 +102,7 @@ def _pictures(run: Run) -> dict[str, Any]:
     return pictures | {
         "ranks": geometry_figures.mean_against_null(geometry.mean_curve(run.ranks)),
         "heat_maps": geometry_figures.heat_maps(grids, readings),
+        "has_null": overall.has_null,
         "colour_bar": geometry_figures.colour_bar(grids, overall),
         "readings": [*readings, overall] if len(readings) > 1 else readings,
         "finding": findings.geometry_finding(run.ranks),

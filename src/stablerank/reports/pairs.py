@@ -21,6 +21,7 @@ class Pair:
 
     @property
     def change(self) -> Change:
+        """What training did to this answer."""
         if is_right(self.after):
             return "kept" if is_right(self.before) else "fixed"
         return "broken" if is_right(self.before) else "unsolved"
@@ -39,4 +40,5 @@ def pair_up(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[Pair]:
 
 
 def by_change(pairs: Sequence[Pair]) -> dict[Change, list[Pair]]:
+    """The pairs of each kind, empty kinds included."""
     return {change: [pair for pair in pairs if pair.change == change] for change in CHANGES}

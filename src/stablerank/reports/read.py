@@ -92,6 +92,7 @@ class UpdateRanks:
     null_high_R: Floats
 
     def where(self, chosen_R: NDArray[np.bool_]) -> "UpdateRanks":
+        """Only the measurements that ``chosen_R`` marks."""
         return UpdateRanks(**{name: column[chosen_R] for name, column in vars(self).items()})
 
     def measured(self) -> "UpdateRanks":
@@ -119,15 +120,18 @@ class Run:
     damage: tuple[str, ...]
 
     def evaluations_of(self, phase: str) -> list[Evaluation]:
+        """The evaluations of one phase, in the order they were made."""
         return [evaluation for evaluation in self.evaluations if evaluation.phase == phase]
 
     @property
     def recipe(self) -> dict[str, Any]:
+        """The resolved recipe, empty when the manifest has none."""
         recipe = self.manifest.get("recipe")
         return recipe if isinstance(recipe, dict) else {}
 
     @property
     def last_step(self) -> int:
+        """The last optimiser step on record, 0 before the first."""
         return max((int(row["step"]) for row in self.metrics), default=0)
 
 

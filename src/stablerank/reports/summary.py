@@ -72,7 +72,7 @@ def _places(run: Run) -> list[str]:
     lines += [f"Model   {_short(model)}   (with tokenizer and model card)"] if model.exists() else []
     retry = f"stablerank train --resume {folder}"
     lines += ["Next    " + (f"stablerank export {folder} --merge" if finished else retry)]
-    return lines + [f"        stablerank report {folder}"]
+    return [*lines, f"        stablerank report {folder}"]
 
 
 def _short(path: Path) -> str:

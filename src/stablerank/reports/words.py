@@ -9,6 +9,7 @@ MISSING = "not recorded"
 
 
 def percent(share: float, digits: int = 1) -> str:
+    """``38.3 %``; a share that is NaN was not recorded."""
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else MISSING
 
 
@@ -23,6 +24,7 @@ def points(score: Score) -> str:
 
 
 def points_interval(score: Score) -> str:
+    """``+24.6 to +33.1``, in percentage points."""
     return f"{_signed(score.low)} to {_signed(score.high)}"
 
 
@@ -48,11 +50,11 @@ def memory(size: float) -> str:
 def visible(character: str) -> str | None:
     """What to show in place of a character that a reader could not see or that reorders its neighbours.
 
-    None for ordinary characters, line breaks and tabs. The code point, ``‹U+202E›``, for controls, bidirectional
+    None for ordinary characters, line breaks and tabs. The code point, ``<U+202E>``, for controls, bidirectional
     overrides, zero-width and other format characters, line separators, lone surrogates, private and unassigned ones.
     """
     seen = character in "\n\t" or unicodedata.category(character) not in _UNSEEN
-    return None if seen else f"‹U+{ord(character):04X}›"
+    return None if seen else f"<U+{ord(character):04X}>"
 
 
 def plain(text: str) -> str:
