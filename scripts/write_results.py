@@ -63,7 +63,7 @@ def demo_tuning() -> str:
 
 def telemetry_cost() -> str:
     results = load("telemetry_cost")
-    named = {"wall time with telemetry : without": "ratio_with_to_without", "share clocked inside the run": "share_inside"}
+    named = {"wall time, with : without": "ratio_with_to_without", "share clocked inside the run": "share_inside"}
     rows = [[name, *(f"{results[key][part]:.4f}" for part in ("value", "low", "high"))] for name, key in named.items()]
     pairs = len(results["train_seconds_with"])
     return table(f"measure ({pairs} interleaved pairs) | value | 95 % low | 95 % high", rows)

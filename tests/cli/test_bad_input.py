@@ -265,10 +265,19 @@ def test_a_line_that_is_no_command_ends_with_2_too(place, monkeypatch, capsys, a
     assert "Traceback" not in shown.err
 
 
-def test_ctrl_c_ends_with_130_and_the_way_to_go_on(place, monkeypatch, capsys):
+def test_ctrl_c_before_the_run_began(place, monkeypatch, capsys):
     reward("raise KeyboardInterrupt\n")(place)
     assert place.run(monkeypatch, ["train", "recipe.yaml", *PYTHON]) == 130
-    assert_one_sentence(capsys.readouterr().err, ["interrupted", "--resume RUN"])
+    assert_one_sentence(capsys.readouterr().err, ["interrupted", "nothing was written"])
+    assert not place.out.exists()
+
+
+def test_ctrl_c_in_a_run_names_the_run_to_go_on_with(place, monkeypatch, capsys):
+    reward("def score(**columns):\n    raise KeyboardInterrupt\n")(place)
+    assert place.run(monkeypatch, ["train", "recipe.yaml", *PYTHON]) == 130
+    shown = capsys.readouterr().err
+    assert_one_sentence(shown.splitlines(keepends=True)[-1], ["interrupted", f"stablerank train --resume {place.out}"])
+    assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize("name", ["unknown key", "no answer column"])

@@ -27,8 +27,9 @@ def test_a_run_leaves_every_table(finished: RunFolder) -> None:
         ("curve", 4),
         ("after", 4),
     ]
-    steps = {row["step"] for row in finished.geometry.rows()}
-    assert steps == {2, 4}
+    assert {row["step"] for row in finished.geometry.rows()} == {2, 4}
+    shown = [row["step"] for row in finished.metrics.rows() if "geometry/stable_rank_mean" in row]
+    assert shown == [2, 4], "the trainer's own log row, which every tracker gets, carries the geometry"
     rollouts = finished.rollouts.rows()
     assert {(r["phase"], r["step"]) for r in rollouts} == {
         ("before", 0),

@@ -8,7 +8,7 @@ def print_plan(path: str, overrides: list[str]) -> None:
     from stablerank.cli.quiet import quiet_libraries
     from stablerank.training.estimate import estimate
     from stablerank.training.grpo import grpo_config
-    from stablerank.training.policy import check_prompts_fit, load_policy
+    from stablerank.training.policy import check_rows, load_policy
     from stablerank.training.recipe import load_recipe
 
     quiet_libraries()
@@ -18,7 +18,7 @@ def print_plan(path: str, overrides: list[str]) -> None:
     policy = load_policy(recipe)
     rows = recipe.data.train_rows()
     held_out = recipe.data.held_out_rows(recipe.evaluation.split, recipe.evaluation.problems)
-    check_prompts_fit(recipe, *policy, [*rows, *held_out])
+    check_rows(recipe, *policy, [*rows, *held_out])
     cost = estimate(recipe)
     print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
     share = cost.trainable / cost.total

@@ -1,8 +1,8 @@
 """Run with progress bars, then print the summary. Shared by `train` and `demo`."""
 
-import logging
-import warnings
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -45,37 +45,36 @@ def run_and_report(recipe: str | None, overrides: Sequence[str], resume: str | N
     """Train or resume with bars on stderr, then the one-screen summary on stdout."""
     console = Console(stderr=True)
     with console.status("loading torch, transformers, trl and peft (about 15 seconds)"):
+        from stablerank.cli.quiet import quiet_libraries
         from stablerank.reports.summary import summary_text
         from stablerank.training.recipe import load_recipe
         from stablerank.training.session import is_main_process
-    _quieten()
+    quiet_libraries()
     resolved = None if resume else load_recipe(str(recipe), overrides)
-    with Progress(*_columns(), console=console, disable=not is_main_process()) as bars:
-        try:
-            folder = _run(resolved, overrides, resume, Bars(bars))
-        except KeyboardInterrupt:
-            place = resume or (resolved and resolved.output)
-            bars.stop()
-            console.print(f"Interrupted. Go on with: stablerank train --resume {place}", soft_wrap=True)
-            raise typer.Exit(130) from None
+    bars = Progress(*_columns(), console=console, disable=not is_main_process())
+    try:
+        folder = _run(resolved, overrides, resume, bars)
+    except KeyboardInterrupt:
+        print(f"stablerank: interrupted; {_way_on(resolved.output if resolved else str(resume))}.", file=sys.stderr)
+        raise typer.Exit(130) from None
     if is_main_process():
         print(summary_text(folder.path))
 
 
-def _run(recipe: "Recipe | None", overrides: Sequence[str], resume: str | None, bars: Bars) -> "RunFolder":
+def _run(recipe: "Recipe | None", overrides: Sequence[str], resume: str | None, bars: Progress) -> "RunFolder":
     from stablerank.facade import continue_training, train
 
-    return train(recipe, overrides, bars) if recipe is not None else continue_training(str(resume), bars)
+    try:
+        return train(recipe, overrides, Bars(bars)) if recipe else continue_training(str(resume), Bars(bars))
+    finally:
+        # Stopping what never started would print an empty line above the sentence that says why.
+        if bars.live.is_started:
+            bars.stop()
 
 
-def _quieten() -> None:
-    """Upstream's own bars and its notices of future renames are ours to read, not the user's."""
-    import transformers
-
-    warnings.simplefilter("ignore", FutureWarning)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+def _way_on(run: str) -> str:
+    begun = Path(run, "manifest.json").exists()
+    return f"go on with `stablerank train --resume {run}`" if begun else "nothing was written yet"
 
 
 def _columns() -> tuple[ProgressColumn, ...]:

@@ -74,7 +74,7 @@ def geometry_finding(ranks: UpdateRanks) -> str:
     found = f"The mean stable rank of the {reading.matrices} weight updates is {reading.last:.2f}"
     if not reading.has_null:
         return f"{found}; the run recorded no null, so the number has no floor to be read against."
-    null = f"random factors of the same shapes have {reading.null:.2f}"
+    null = f"random updates of the same structure have {reading.null:.2f}"
     return f"{found}; {null} ({reading.null_low:.2f} to {reading.null_high:.2f}). {_sides(reading)}"
 
 

@@ -24,10 +24,10 @@ MOST_MARKERS = 40
 
 
 def mean_against_null(curve: Curve) -> Picture:
-    """Mean stable rank over all matrices, the middle four fifths of them, and the band of random factors."""
+    """Mean stable rank over all matrices, the middle four fifths of them, and the band of random updates."""
     alt = f"Mean stable rank over optimiser steps: {curve.mean_S[0]:.2f} at step {curve.step_S[0]:.0f}, "
     alt += f"{curve.mean_S[-1]:.2f} at step {curve.step_S[-1]:.0f}."
-    alt += f" Random factors of the same shapes: {curve.null_S[-1]:.2f}." if curve.has_null else " No null recorded."
+    alt += f" Random updates of the same structure: {curve.null_S[-1]:.2f}." if curve.has_null else " No null recorded."
     with house_style("mean-stable-rank"):
         figure = Figure(figsize=(5.0, 3.9), layout="constrained")
         axes = figure.subplots()
@@ -35,7 +35,7 @@ def mean_against_null(curve: Curve) -> Picture:
             axes.fill_between(
                 curve.step_S, curve.null_low_S, curve.null_high_S, color=NULL, alpha=0.25, linewidth=0,
             )  # fmt: skip
-            label = "random factors (null): median and range"
+            label = "random updates (null): median and 95 % range"
             axes.plot(curve.step_S, curve.null_S, color=NULL, linestyle=(0, (5, 3)), linewidth=1.6, label=label)
         axes.fill_between(curve.step_S, curve.low_S, curve.high_S, color=FIRST, alpha=0.18, linewidth=0)
         marker = "o" if curve.step_S.size <= MOST_MARKERS else ""
@@ -106,7 +106,7 @@ def _heat_map(place: int, grid: Grid, null: Reading | None, scale: Normalize) ->
         axes.set_yticks(shown, [grid.layer_names[layer] for layer in shown])
         figure.set_dpi(CELL_DPI)
         svg = render(figure, name, alt)
-    caption = f"random factors: {null.null:.2f}" if null and null.has_null else "no null recorded"
+    caption = f"random updates: {null.null:.2f}" if null and null.has_null else "no null recorded"
     return Picture(name, grid.module, caption, alt, svg)
 
 
@@ -115,11 +115,11 @@ def _mark_null(axes: Axes, null: float, scale: Normalize) -> None:
     if low <= null <= high:
         axes.axvline(null, color=INK, linewidth=2)
         axes.annotate(
-            f"random factors {null:.2f}", (null, 1), (0, 3), textcoords="offset points", ha="center", va="bottom"
+            f"random updates {null:.2f}", (null, 1), (0, 3), textcoords="offset points", ha="center", va="bottom"
         )
         return
     outside, text = (
-        ((1, 1), f"random factors {null:.2f} →") if null > high else ((0, 1), f"← random factors {null:.2f}")
+        ((1, 1), f"random updates {null:.2f} →") if null > high else ((0, 1), f"← random updates {null:.2f}")
     )
     axes.annotate(
         text, outside, (0, 3), xycoords="axes fraction", textcoords="offset points", color=MUTED,

@@ -14,7 +14,7 @@ import yaml
 from markupsafe import Markup, escape
 
 from stablerank.reports import figures, findings, geometry, geometry_figures, words
-from stablerank.reports.pairs import CHANGES, Change, Pair, by_change, is_right, pair_up
+from stablerank.reports.pairs import CHANGES, Change, Pair, by_change, pair_up
 from stablerank.reports.read import Run, read_run, series
 from stablerank.runs.atomic import write_text
 
@@ -87,7 +87,6 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["shortened"] = shortened
-    environment.tests["right"] = is_right
     return environment
 
 

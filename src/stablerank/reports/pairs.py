@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Literal
 
 from stablerank.reports.read import Rollout
@@ -22,20 +23,15 @@ class Pair:
     @property
     def change(self) -> Change:
         """What training did to this answer."""
-        if is_right(self.after):
-            return "kept" if is_right(self.before) else "fixed"
-        return "broken" if is_right(self.before) else "unsolved"
-
-
-def is_right(rollout: Rollout) -> bool:
-    """Outcome rewards are 1 for a right answer and 0 for a wrong one; half way decides."""
-    return rollout.reward > 0.5
+        if self.after.passed:
+            return "kept" if self.before.passed else "fixed"
+        return "broken" if self.before.passed else "unsolved"
 
 
 def pair_up(before: Sequence[Rollout], after: Sequence[Rollout]) -> list[Pair]:
-    """Pair by data row and prompt, in row order; an answer without its counterpart is left out."""
-    later = {(rollout.row, rollout.prompt): rollout for rollout in after}
-    earlier = {(rollout.row, rollout.prompt): rollout for rollout in before}
+    """Pair by data row and prompt, in row order; an answer without its counterpart, or without a score, is left out."""
+    later = {(rollout.row, rollout.prompt): rollout for rollout in after if not isnan(rollout.reward)}
+    earlier = {(rollout.row, rollout.prompt): rollout for rollout in before if not isnan(rollout.reward)}
     return [Pair(earlier[key], later[key]) for key in sorted(earlier) if key in later]
 
 

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stablerank.errors import RunFolderError
 from stablerank.runs.folder import RunFolder
 
 Row = Mapping[str, Any]
@@ -63,7 +62,6 @@ class Summary:
     peak_memory_bytes: float
     steps: int
     split: str
-    verdict: str
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,10 @@ class Rollout:
     row: int
     prompt: str
     completion: str
-    answer: str
+    answer: str | None
     reward: float
+    """NaN for an answer that could not be scored."""
+    passed: bool
     tokens: int
     truncated: bool
 
@@ -125,9 +125,9 @@ class Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe, empty when the manifest has none."""
-        recipe = self.manifest.get("recipe")
-        return recipe if isinstance(recipe, dict) else {}
+        """The resolved recipe."""
+        recipe: dict[str, Any] = self.manifest["recipe"]
+        return recipe
 
     @property
     def last_step(self) -> int:
@@ -143,8 +143,7 @@ def read_run(path: Path) -> Run:
     """
     folder, damage = RunFolder(path), list[str]()
     manifest = folder.manifest()
-    if not isinstance(manifest, dict):
-        raise RunFolderError(f"{path} is not a run folder: its manifest.json holds no object; give another folder.")
+    bar = _pass_reward(manifest["recipe"])
 
     def tolerant(name: str, read: Callable[[], T], otherwise: T) -> T:
         try:
@@ -161,8 +160,8 @@ def read_run(path: Path) -> Run:
         timings=tolerant("timings.jsonl", lambda: _by_step(folder.timings.rows()), []),
         evaluations=tolerant("evaluations.jsonl", lambda: [_evaluation(row) for row in folder.evaluations.rows()], []),
         ranks=tolerant("geometry/", lambda: _update_ranks(folder.geometry.read()), None),
-        before=tolerant("rollouts/ (before)", lambda: _rollouts(folder.rollouts.read(), "before"), []),
-        after=tolerant("rollouts/ (after)", lambda: _rollouts(folder.rollouts.read(), "after"), []),
+        before=tolerant("rollouts/ (before)", lambda: _rollouts(folder.rollouts.read(), "before", bar), []),
+        after=tolerant("rollouts/ (after)", lambda: _rollouts(folder.rollouts.read(), "after", bar), []),
         damage=tuple(damage),
     )
 
@@ -198,7 +197,6 @@ def _summary(path: Path) -> Summary | None:
         peak_memory_bytes=number(raw.get("peak_memory_bytes")),
         steps=int(raw.get("steps") or 0),
         split=str(raw.get("split") or "held-out"),
-        verdict=str(raw.get("verdict") or ""),
     )
 
 
@@ -236,7 +234,14 @@ def _update_ranks(table: pa.Table | None) -> UpdateRanks | None:
     )
 
 
-def _rollouts(table: pa.Table | None, phase: str) -> list[Rollout]:
+def _pass_reward(recipe: Row) -> float:
+    """The reward that an answer must reach to count as right."""
+    evaluation = recipe.get("evaluation")
+    reward = number(evaluation.get("pass_reward")) if isinstance(evaluation, Mapping) else math.nan
+    return 1.0 if math.isnan(reward) else reward
+
+
+def _rollouts(table: pa.Table | None, phase: str, pass_reward: float) -> list[Rollout]:
     if table is None:
         return []
     rows = table.filter(pc.field("phase") == phase).to_pylist()
@@ -245,8 +250,9 @@ def _rollouts(table: pa.Table | None, phase: str) -> list[Rollout]:
             row=int(row["row"]),
             prompt=str(row["prompt"]),
             completion=str(row["completion"]),
-            answer=str(row["answer"]),
+            answer=None if row["answer"] is None else str(row["answer"]),
             reward=number(row["reward"]),
+            passed=number(row["reward"]) >= pass_reward,
             tokens=int(row["tokens"]),
             truncated=bool(row["truncated"]),
         )

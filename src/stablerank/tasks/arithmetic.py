@@ -31,7 +31,6 @@ LARGEST_VALUE = 99
 PATIENCE = 2_000
 """Draws in a row without a new problem after which a level counts as used up."""
 
-_STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
 _BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
 
@@ -135,18 +134,14 @@ def check_steps(problem: Problem, completion: str) -> list[bool]:
     A chain line must continue from the running value with the question's next operation; a boxed line must hold the
     final answer (so a right direct answer is one right step). Blank lines are steps too, and wrong.
     """
-    verdicts: list[bool] = []
-    right = True
-    for done, line in enumerate(completion.strip("\n").split("\n")):
-        right = right and _line_is_right(problem, line, done)
-        verdicts.append(right)
-    return verdicts
+    lines, steps = completion.strip("\n").split("\n"), list(problem.steps)
+    return [lines[:at] == steps[:at] and _is_next(problem, line, at) for at, line in enumerate(lines)]
 
 
-def _line_is_right(problem: Problem, line: str, done: int) -> bool:
+def _is_next(problem: Problem, line: str, at: int) -> bool:
     if match := _BOXED.fullmatch(line):
         return int(match[1]) == problem.answer
-    return done < len(problem.steps) and _STEP.fullmatch(line) is not None and line == problem.steps[done]
+    return at < len(problem.steps) and line == problem.steps[at]
 
 
 def _apply(value: int, operator: str, operand: int) -> int:

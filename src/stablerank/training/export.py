@@ -28,6 +28,8 @@ def merge(run: Path, out: Path) -> Path:
         raise RunFolderError(f"{out} is not empty; choose another folder with `--out FOLDER`.")
     base = AutoModelForCausalLM.from_pretrained(resolve(recipe["model"]["path"]), dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, folder.model_path).merge_and_unload()
-    merged.to(getattr(torch, recipe["model"]["dtype"])).save_pretrained(out)
-    AutoTokenizer.from_pretrained(folder.model_path).save_pretrained(out)
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    merged.to(getattr(torch, recipe["model"]["dtype"])).save_pretrained(unfinished)
+    AutoTokenizer.from_pretrained(folder.model_path).save_pretrained(unfinished)
+    unfinished.replace(out)
     return out

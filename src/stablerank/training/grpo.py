@@ -154,7 +154,6 @@ def rollout_rows(
 def grpo_config(recipe: Recipe, checkpoints: str) -> GRPOConfig:
     """TRL's configuration, every loss-shaping value explicit."""
     optimiser, settings = recipe.optimiser, {**recipe.loss_settings}
-    settings.setdefault("save_steps", 10)
     settings.setdefault("save_total_limit", 2)
     settings.setdefault("report_to", "none")
     try:
@@ -179,7 +178,9 @@ def grpo_config(recipe: Recipe, checkpoints: str) -> GRPOConfig:
             **settings,
         )
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"TRL refuses the trainer section: {' '.join(str(error).split())}") from error
+        raise RecipeError(
+            f"TRL refuses the trainer section ({' '.join(str(error).split())}); mend the values it names."
+        ) from error
 
 
 def build_trainer(

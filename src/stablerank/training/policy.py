@@ -73,9 +73,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, 
     return list(ids["input_ids"])
 
 
-def check_prompts_fit(
-    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
-) -> None:
+def check_rows(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
     """Refuse rows that the run would trip over: no column for the reward, no token, or no room for a completion.
 
     A prompt and the longest completion of training or evaluation must fit the model's context together.

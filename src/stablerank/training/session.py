@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import huggingface_hub.constants
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
@@ -30,7 +31,7 @@ from stablerank.training.callbacks import (
 )
 from stablerank.training.closing import save_model, write_summary
 from stablerank.training.grpo import CreditGRPOTrainer, build_trainer, grpo_config
-from stablerank.training.policy import check_prompts_fit, load_policy
+from stablerank.training.policy import check_rows, load_policy
 from stablerank.training.recipe import Recipe, parse_recipe
 from stablerank.training.telemetry import GeometryCallback, initial_weights
 
@@ -80,6 +81,8 @@ class _Session:
     """The state that the stages of one run share."""
 
     def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        # For a program that imported TRL before us, and so before our environment variable.
+        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
         self.recipe, self.progress = recipe, progress
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.config = grpo_config(recipe, str(Path(recipe.output) / "checkpoints"))
@@ -90,7 +93,7 @@ class _Session:
         spec = recipe.evaluation
         self.held_out = recipe.data.held_out_rows(spec.split, spec.problems)
         self.curve = recipe.data.held_out_rows("validation", spec.curve_problems) if spec.every else []
-        check_prompts_fit(recipe, self.model, self.tokenizer, [*self.rows, *self.held_out, *self.curve])
+        check_rows(recipe, self.model, self.tokenizer, [*self.rows, *self.held_out, *self.curve])
 
     def start(self, overrides: Sequence[str]) -> RunFolder:
         folder = RunFolder(Path(self.recipe.output))
