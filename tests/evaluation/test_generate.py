@@ -68,7 +68,7 @@ def test_modes_and_random_state_are_left_alone(model, tokenizer):
 def test_messages_go_through_the_chat_template(model, tokenizer):
     plain = greedy_completions(model, tokenizer, ["U:1+1\nA:"], max_new_tokens=5)
     messages = [{"role": "user", "content": "1+1"}]
-    with pytest.raises(DataError, match="prompt 0 holds chat messages, but the tokenizer has no chat template"):
+    with pytest.raises(DataError, match="Prompt 0 holds chat messages, but the tokenizer has no chat template"):
         greedy_completions(model, tokenizer, [messages], max_new_tokens=5)
     tokenizer.chat_template = (
         "{% for m in messages %}U:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
@@ -84,7 +84,7 @@ def test_prompts_that_do_not_fit_are_named(model, tokenizer):
         DataError, match="prompt 1 has 120 tokens, which with 9 new ones exceeds the model's context of 128"
     ):
         greedy_completions(model, tokenizer, ["a", "b" * 120], max_new_tokens=9)
-    with pytest.raises(DataError, match="prompt 0 has no token"):
+    with pytest.raises(DataError, match="Prompt 0 .* has no token"):
         greedy_completions(model, tokenizer, [""], max_new_tokens=1)
 
 

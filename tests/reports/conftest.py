@@ -46,6 +46,7 @@ MANIFEST: dict[str, Any] = {
         "optimiser": {"kind": "adamw", "learning_rate": 5e-4},
         "trainer": {"loss_type": "dapo", "beta": 0.02, "max_steps": STEPS, "num_generations": 8},
         "geometry": {"every": 5},
+        "evaluation": {"split": "test", "problems": 600, "pass_reward": 1.0},
         "seed": 11,
         "output": "runs/demo",
     },
@@ -64,6 +65,12 @@ MANIFEST: dict[str, Any] = {
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "demo")
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run for tests that only read it."""
+    return write_run(tmp_path_factory.mktemp("shared") / "demo")
 
 
 @pytest.fixture
@@ -128,7 +135,7 @@ def _geometry_row(step: int, layer: int | None, module: str, rng: np.random.Gene
         "run": "demo", "seed": 11, "step": step, "layer": layer, "module": module, "kind": "update",
         "metric": "stable_rank", "value": value, "lower": value, "upper": value, "confidence": 1.0,
         "status": "exact" if step else "zero", "passes": 1, "null": null, "null_low": null - 0.6,
-        "null_high": null + 0.7, "null_kind": "random_factors", "tokens": None,
+        "null_high": null + 0.7, "null_kind": "gaussian_factors", "tokens": None,
     }  # fmt: skip
 
 
@@ -175,5 +182,5 @@ def _summary(steps: int) -> dict[str, Any]:
         "model": "zoo:arith-student",
         "adapter": "lora",
         "seed": 11,
-        "verdict": "",
+        "verdict": "improved",
     }

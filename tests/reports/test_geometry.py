@@ -12,8 +12,8 @@ from stablerank.reports.read import UpdateRanks, read_run
 
 
 @pytest.fixture
-def ranks(finished_run: Path) -> UpdateRanks:
-    found = read_run(finished_run).ranks
+def ranks(shared_run: Path) -> UpdateRanks:
+    found = read_run(shared_run).ranks
     assert found is not None
     return found
 

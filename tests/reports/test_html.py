@@ -73,8 +73,14 @@ def test_a_run_that_is_still_going_says_what_is_missing(make_run: Callable[..., 
     assert "no null recorded" in page.text
 
 
+def test_updates_that_are_all_zero_are_said_to_be(finished_run: Path) -> None:
+    for shard in (finished_run / "geometry").glob("step-*[1-9]*.parquet"):
+        shard.unlink()
+    assert "Every update measured so far is exactly zero" in read(write_report(finished_run)).text
+
+
 def test_a_manifest_alone_makes_a_page(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text('{"recipe": {}}')
     page = read(write_report(tmp_path))
     assert page.text.count(" yet (") == 5
     assert "svg" not in {tag for tag, _ in page.tags}

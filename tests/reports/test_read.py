@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stablerank.errors import RunFolderError
@@ -30,17 +32,15 @@ def test_only_stable_ranks_of_updates_are_kept(finished_run: Path) -> None:
 
 
 def test_a_missing_null_is_nan(finished_run: Path) -> None:
-    import pyarrow.parquet as pq
-
     for shard in (finished_run / "geometry").glob("*.parquet"):
-        table = pq.read_table(shard).to_pylist()
-        pq.write_table(type(pq.read_table(shard)).from_pylist([row | {"null": None} for row in table]), shard)
+        rows = pq.read_table(shard).to_pylist()
+        pq.write_table(pa.Table.from_pylist([row | {"null": None} for row in rows]), shard)
     ranks = read_run(finished_run).ranks
     assert ranks is not None and np.isnan(ranks.null_R).all()
 
 
 def test_a_run_that_just_began_has_only_a_manifest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text('{"recipe": {}}')
     run = read_run(tmp_path)
     assert run.summary is None and run.ranks is None and run.last_step == 0
     assert not (run.metrics or run.evaluations or run.before or run.damage)
@@ -67,7 +67,7 @@ def test_a_damaged_shard_is_named_and_left_out(finished_run: Path) -> None:
     assert run.ranks is None and run.damage[0].startswith("geometry/ cannot be read")
 
 
-@pytest.mark.parametrize("manifest", [None, "", "{", "[1, 2]"])
+@pytest.mark.parametrize("manifest", [None, "", "{", "[1, 2]", "{}"])
 def test_a_folder_without_a_manifest_is_refused_in_one_sentence(tmp_path: Path, manifest: str | None) -> None:
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
@@ -88,3 +88,12 @@ def test_of_two_rows_with_one_step_the_later_counts(finished_run: Path) -> None:
         file.write(json.dumps({"step": 60, "reward": 7.0}) + "\n")
     run = read_run(finished_run)
     assert len(run.metrics) == 60 and run.metrics[-1]["reward"] == 7.0
+
+
+def test_the_recipe_says_which_reward_passes(finished_run: Path) -> None:
+    path = finished_run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    right = sum(rollout.passed for rollout in read_run(finished_run).after)
+    manifest["recipe"]["evaluation"]["pass_reward"] = 0.0
+    path.write_text(json.dumps(manifest))
+    assert 0 < right < 120 == sum(rollout.passed for rollout in read_run(finished_run).after)

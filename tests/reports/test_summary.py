@@ -16,7 +16,7 @@ def test_a_finished_run_fits_one_screen_and_says_what_matters(finished_run: Path
     lines = text.split("\n")
     assert len(lines) <= 24 and max(map(len, lines)) <= 100
     assert lines[0] == "Training raised pass@1 from 38.3 % to 67.2 %"
-    for part in ("LoRA", "34.5 to 42.3", "+24.6 to +33.1", "random factors", "1 min 11 s", "1.23 GB", "report.html"):
+    for part in ("LoRA", "34.5 to 42.3", "+24.6 to +33.1", "random updates", "1 min 11 s", "1.23 GB", "report.html"):
         assert part in text
     assert "stablerank export" in text and "--resume" not in text
 

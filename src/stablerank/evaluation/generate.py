@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stablerank.errors import DataError
+from stablerank.evaluation.prompts import prompt_ids
 from stablerank.rewards.rollout import Prompt
 
 Progress = Callable[[int], None]
@@ -57,38 +58,24 @@ def greedy_completions(
     Raises DataError for a prompt that is empty, too long for the model with ``max_new_tokens``, or made of messages
     where the tokenizer has no chat template.
     """
-    prompt_ids = [_token_ids(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
-    _refuse_long(prompt_ids, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
+    ids_of = [prompt_ids(tokenizer, prompt, row) for row, prompt in enumerate(prompts)]
+    _refuse_long(ids_of, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
     config = _greedy_config(model, tokenizer, max_new_tokens)
-    order = sorted(
-        range(len(prompt_ids)), key=lambda row: -len(prompt_ids[row])
-    )  # the largest first: memory shows early
+    # The longest first: memory shows early.
+    order = sorted(range(len(ids_of)), key=lambda row: -len(ids_of[row]))
     found: dict[int, Completion] = {}
     with _untouched(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            new_ids = _generate(model, config, [prompt_ids[row] for row in rows])
+            new_ids = _generate(model, config, [ids_of[row] for row in rows])
             found |= {row: _completion(tokenizer, ids, config) for row, ids in zip(rows, new_ids, strict=True)}
             if progress:
                 progress(len(found))
     return [found[row] for row in range(len(order))]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, row: int) -> list[int]:
-    if isinstance(prompt, str):
-        ids: list[int] = tokenizer(prompt).input_ids
-    elif tokenizer.chat_template is None:
-        raise DataError(f"prompt {row} holds chat messages, but the tokenizer has no chat template; give it as text")
-    else:
-        text = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-    if not ids:
-        raise DataError(f"prompt {row} has no token; remove the row")
-    return ids
-
-
-def _refuse_long(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, context: int | None) -> None:
-    for row, ids in enumerate(prompt_ids):
+def _refuse_long(ids_of: Sequence[Sequence[int]], max_new_tokens: int, context: int | None) -> None:
+    for row, ids in enumerate(ids_of):
         if context is not None and len(ids) + max_new_tokens > context:
             raise DataError(
                 f"prompt {row} has {len(ids)} tokens, which with {max_new_tokens} new ones exceeds the model's "

@@ -60,8 +60,8 @@ PANELS = (
     Panel(
         "advantage_scale",
         "Advantage scale",
-        "reward units",
-        "The size of the learning signal; near zero, little is learnt.",
+        "standard deviation",
+        "The spread of the learning signal; at zero, nothing is learnt.",
     ),
     Panel("entropy", "Entropy", "nats per token", "Room left to explore; near zero, every sample says the same."),
     Panel("kl", "KL to the reference", "nats per token", "How far the policy has moved from where it began."),
@@ -169,7 +169,7 @@ def _share_limits(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
     low = min(e.score.low for e in evaluations) - 0.03
     high = max(e.score.high for e in evaluations) + 0.03
     spare = max(0.0, NARROWEST_AXIS - (high - low)) / 2
-    return max(0.0, low - spare), min(1.0, high + spare)
+    return max(-0.02, low - spare), min(1.02, high + spare)  # a dot at 100 % must not be cut in half
 
 
 def _spoken(evaluation: Evaluation) -> str:

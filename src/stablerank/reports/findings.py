@@ -70,6 +70,8 @@ def what_was_trained(run: Run) -> str:
 
 def geometry_finding(ranks: UpdateRanks) -> str:
     """Mean stable rank at the last measured step against its null, and how many matrices lie outside."""
+    if not ranks.measured().step_R.size:
+        return "Every update measured so far is exactly zero, so its stable rank is not defined."
     reading = geometry.overall(ranks)
     found = f"The mean stable rank of the {reading.matrices} weight updates is {reading.last:.2f}"
     if not reading.has_null:

@@ -62,7 +62,7 @@ def colour_bar(grids: Sequence[Grid], overall: Reading) -> Picture:
     alt = f"Colour scale of the heat maps: stable rank from {scale.vmin:.2f} to {scale.vmax:.2f}."
     with house_style("colour-bar"):
         figure = Figure(figsize=(5.6, 0.9))
-        axes = figure.add_axes((0.01, 0.54, 0.98, 0.18))
+        axes = figure.add_axes((0.02, 0.54, 0.95, 0.18))
         bar = figure.colorbar(ScalarMappable(scale, "viridis"), cax=axes, orientation="horizontal")
         bar.outline.set_visible(False)
         axes.set_xlabel("stable rank of the update (directions)")

@@ -42,12 +42,12 @@ def _scores(run: Run) -> list[str]:
 
 
 def _score_line(name: str, score: Score) -> str:
-    bar = "#" * round(BAR * score.value)
+    bar = "#" * int(BAR * score.value)
     return f"  {name:<6} {words.percent(score.value):>7}  |{bar:.<{BAR}}|  95 % interval {words.interval(score)}"
 
 
 def _geometry(run: Run) -> list[str]:
-    if run.ranks is None or not findings.has_geometry(run):
+    if run.ranks is None:
         return []
     meaning = "Stable rank counts the directions that an update really uses (1 = a single one)."
     return _wrapped(f"{meaning} {findings.geometry_finding(run.ranks)}")
@@ -71,7 +71,8 @@ def _places(run: Run) -> list[str]:
     lines = [f"Report  {_short(report)}   (open it in a browser)"] if report.exists() else []
     lines += [f"Model   {_short(model)}   (with tokenizer and model card)"] if model.exists() else []
     retry = f"stablerank train --resume {folder}"
-    lines += ["Next    " + (f"stablerank export {folder} --merge" if finished else retry)]
+    export = f"stablerank export {folder} --merge --out merged-model"
+    lines += [f"Next    {export if finished else retry}"]
     return [*lines, f"        stablerank report {folder}"]
 
 

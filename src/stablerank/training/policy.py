@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stablerank.adapters.specs import parameter_counts
 from stablerank.errors import DataError, ModelError, RecipeError
+from stablerank.evaluation.prompts import prompt_ids
 from stablerank.training.recipe import Recipe
 from stablerank.zoo.resolve import resolve
 
@@ -57,22 +57,6 @@ def _check_adapter_fits(recipe: Recipe, model: PreTrainedModel) -> None:
         ) from error
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> list[int]:
-    """Token ids as TRL will see them: the text as it is, or messages through the chat template."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise DataError("data.chat is true but the model's tokenizer has no chat template; set `data.chat=false`.")
-    try:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-    except TemplateError as error:
-        raise DataError(
-            f"The model's chat template refuses the messages ({' '.join(str(error).split())}); set `data.system=null` "
-            "if it is the system message, else `data.chat=false`."
-        ) from error
-    return list(ids["input_ids"])
-
-
 def check_rows(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
     """Refuse rows that the run would trip over: no column for the reward, no token, or no room for a completion.
 
@@ -88,9 +72,7 @@ def check_rows(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
     context = getattr(model.config, "max_position_embeddings", math.inf)
     longest = max(recipe.loss_settings["max_completion_length"], recipe.evaluation.max_new_tokens or 0)
     for index, row in enumerate(rows):
-        length = len(prompt_ids(tokenizer, row["prompt"]))
-        if length == 0:
-            raise DataError(f"Prompt {index} ({row['prompt']!r:.60}) has no token for this tokenizer; drop the row.")
+        length = len(prompt_ids(tokenizer, row["prompt"], index))
         if length > context - longest:
             raise DataError(
                 f"Prompt {index} has {length} tokens, but the context of {context} less {longest} for the completion "
