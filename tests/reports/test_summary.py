@@ -45,6 +45,16 @@ def test_an_unfinished_run_says_how_to_go_on(make_run: Callable[..., Path]) -> N
     assert "no floor to be" in text
 
 
+def test_full_fine_tuning_is_not_offered_a_merge(finished_run: Path) -> None:
+    path = finished_run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["recipe"]["adapter"] = {"kind": "full"}
+    path.write_text(json.dumps(manifest))
+    text = summary_text(finished_run)
+    assert "GRPO trained every weight (98,304 of 812,160 parameters) of zoo:arith-student" in text
+    assert "--merge" not in text and "Next    stablerank report" in text
+
+
 def test_no_escape_sequence_reaches_the_terminal(finished_run: Path) -> None:
     path = finished_run / "manifest.json"
     manifest = json.loads(path.read_text())

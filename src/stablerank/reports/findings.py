@@ -80,6 +80,12 @@ def geometry_finding(ranks: UpdateRanks) -> str:
     return f"{found}; {null} ({reading.null_low:.2f} to {reading.null_high:.2f}). {_sides(reading)}"
 
 
+def trains_all_weights(run: Run) -> bool:
+    """Whether this is full fine-tuning, which leaves no adapter to merge."""
+    adapter = run.recipe.get("adapter")
+    return isinstance(adapter, Mapping) and adapter.get("kind") == "full"
+
+
 def has_geometry(run: Run) -> bool:
     """Whether at least one stable rank is on record and defined."""
     return run.ranks is not None and bool(run.ranks.measured().step_R.size)
@@ -97,7 +103,7 @@ def _adapter(run: Run) -> str:
     adapter = run.recipe.get("adapter")
     if not isinstance(adapter, Mapping):
         return f"an adapter{_share(run)}"
-    if adapter.get("kind") == "full":
+    if trains_all_weights(run):
         return f"every weight{_share(run)}"
     rank = f" of rank {adapter['r']}" if "r" in adapter else ""
     kind = str(adapter.get("kind", "trained"))

@@ -7,6 +7,7 @@ is the second lock. The same run gives the same bytes.
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jinja2
@@ -135,8 +136,7 @@ def _cost(run: Run) -> list[tuple[str, str, str]]:
             ("Peak memory", words.memory(summary.peak_memory_bytes), "largest at any moment"),
         ]
     if seconds_S.size:
-        middle = sorted(seconds_S)[seconds_S.size // 2]
-        rows.append(("One step", words.duration(middle), f"median of {seconds_S.size}"))
+        rows.append(("One step", words.duration(median(seconds_S.tolist())), f"median of {seconds_S.size}"))
     return rows
 
 

@@ -66,14 +66,15 @@ def _cost(run: Run) -> list[str]:
 
 def _places(run: Run) -> list[str]:
     folder = _short(run.folder)
-    finished = run.summary is not None
     report, model = run.folder / "report.html", run.folder / "model"
     lines = [f"Report  {_short(report)}   (open it in a browser)"] if report.exists() else []
     lines += [f"Model   {_short(model)}   (with tokenizer and model card)"] if model.exists() else []
-    retry = f"stablerank train --resume {folder}"
-    export = f"stablerank export {folder} --merge --out merged-model"
-    lines += [f"Next    {export if finished else retry}"]
-    return [*lines, f"        stablerank report {folder}"]
+    commands = [f"stablerank report {folder}"]
+    if run.summary is None:
+        commands.insert(0, f"stablerank train --resume {folder}")
+    elif not findings.trains_all_weights(run):
+        commands.insert(0, f"stablerank export {folder} --merge --out merged-model")
+    return [*lines, *(f"{'' if place else 'Next':<7} {command}" for place, command in enumerate(commands))]
 
 
 def _short(path: Path) -> str:
