@@ -84,7 +84,7 @@ def test_prompts_that_do_not_fit_are_named(model, tokenizer):
         DataError, match="prompt 1 has 120 tokens, which with 9 new ones exceeds the model's context of 128"
     ):
         greedy_completions(model, tokenizer, ["a", "b" * 120], max_new_tokens=9)
-    with pytest.raises(DataError, match="Prompt 0 .* has no token"):
+    with pytest.raises(DataError, match=r"Prompt 0 .* has no token"):
         greedy_completions(model, tokenizer, [""], max_new_tokens=1)
 
 
