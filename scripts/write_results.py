@@ -28,9 +28,14 @@ def table(header: str, rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def percent(interval: dict[str, float], sign: str = "") -> str:
+def percent(interval: dict[str, float]) -> str:
     value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
-    return f"{value:{sign}.1f} % ({low:{sign}.1f} to {high:{sign}.1f})"
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def points(interval: dict[str, float]) -> str:
+    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def demo_seeds() -> str:
@@ -39,7 +44,7 @@ def demo_seeds() -> str:
             str(run["seed"]),
             percent(run["pass_at_1_before"]),
             percent(run["pass_at_1_after"]),
-            percent(run["pass_at_1_gain"], "+"),
+            points(run["pass_at_1_gain"]),
             f"{run['train_seconds']:.0f} s",
             f"{run['peak_memory_bytes'] / 1e9:.2f} GB",
         ]
