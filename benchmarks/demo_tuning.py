@@ -1,7 +1,8 @@
 """Which settings of the demo were tried, and how each did on validation: `python benchmarks/demo_tuning.py`.
 
 One exploratory seed a setting, never the test split. The recipe's own settings are the first row; a run that is
-finished in the work folder is read, not repeated.
+finished in the work folder is read, not repeated, so each row names the threads and the commit of its own run (null
+where the sources were not a clean checkout).
 """
 
 import argparse
@@ -27,9 +28,12 @@ def run_setting(name: str, overrides: list[str], arguments: argparse.Namespace) 
     summary = folder.summary() if folder.is_complete() else train(folder.path, DEMO, [*fixed, *overrides])
     curve = {r["step"]: r["pass_at_1"] for r in folder.evaluations.rows() if r["phase"] == "curve"}
     geometry = [r for r in folder.geometry.rows() if r["metric"] == "stable_rank" and r["step"] == summary["steps"]]
+    manifest = folder.manifest()
     return {
         "setting": name,
         "overrides": overrides,
+        "threads": manifest["device"]["threads"],
+        "commit": None if manifest["commit"]["dirty"] else manifest["commit"]["hash"],
         **{key: summary[key] for key in ("pass_at_1_before", "pass_at_1_after", "pass_at_1_gain", "train_seconds")},
         "curve": curve,
         "mean_stable_rank": sum(row["value"] for row in geometry) / len(geometry),
