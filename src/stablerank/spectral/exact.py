@@ -21,7 +21,7 @@ both the Frobenius norm F and sigma_1 move by at most e, so the true stable rank
 and a matrix with sigma_1 <= e cannot be told from zero. The bound covers arithmetic only: what bf16 storage did to the
 entries before is not in it.
 
-Left out on purpose: Lanczos and other iterative solvers, streamed matrices, batched hidden states.
+Left out on purpose: iterative solvers (certified.py), batched hidden states (batched.py).
 """
 
 import math
@@ -34,8 +34,14 @@ from torch import Tensor
 from stablerank.spectral.functionals import stable_rank
 from stablerank.spectral.operators import Dense, Difference, Factored, factored_core
 
-Status = Literal["exact", "zero", "non_finite", "empty"]
-"""``zero``: not to be told from the zero matrix; ``empty``: no singular values. All but ``exact`` have value NaN."""
+Status = Literal["exact", "certified", "open", "estimated", "refused", "zero", "non_finite", "empty"]
+"""How a number is known.
+
+``exact``: the bounds always hold. ``certified``: iterative; the bounds meet the requested accuracy and hold but for a
+stated probability. ``open``: as certified, but wider than requested. ``estimated``: a value without a bound. The rest
+have value NaN: ``refused`` (the metric is not defined for this input), ``zero`` (not to be told from the zero matrix),
+``non_finite``, ``empty`` (no singular values).
+"""
 
 _ROUNDING = 100 * 2.0**-53
 
@@ -100,7 +106,7 @@ def stable_rank_estimates(spectra: Spectra) -> list[Estimate]:
     values_NK = spectra.values_NK
     count = values_NK.shape[1]
     if count == 0:
-        return [_undefined("empty", passes=0) for _ in values_NK]
+        return [undefined("empty", passes=0) for _ in values_NK]
     value_N = stable_rank(values_NK)
     relative_N = spectra.error_N / values_NK[:, 0]
     lower_N = ((value_N.sqrt() - relative_N) / (1 + relative_N)).clamp(min=1).square()
@@ -108,7 +114,7 @@ def stable_rank_estimates(spectra: Spectra) -> list[Estimate]:
     intervals = torch.stack((value_N, lower_N, upper_N), dim=1).tolist()
     statuses = [_status(*pair) for pair in torch.stack((values_NK[:, 0], spectra.error_N), dim=1).tolist()]
     return [
-        Estimate(value, lower, upper, 1, status) if status == "exact" else _undefined(status)
+        Estimate(value, lower, upper, 1, status) if status == "exact" else undefined(status)
         for (value, lower, upper), status in zip(intervals, statuses, strict=True)
     ]
 
@@ -119,7 +125,7 @@ def frobenius_estimates(spectra: Spectra) -> list[Estimate]:
     return [
         Estimate(norm, max(norm - error, 0.0), norm + error, 1, "exact")
         if math.isfinite(norm)
-        else _undefined("non_finite")
+        else undefined("non_finite")
         for norm, error in zip(norms, errors, strict=True)
     ]
 
@@ -130,7 +136,8 @@ def _status(largest: float, error: float) -> Status:
     return "exact" if largest > error else "zero"
 
 
-def _undefined(status: Status, passes: int = 1) -> Estimate:
+def undefined(status: Status, passes: int = 1) -> Estimate:
+    """NaN with the reason."""
     return Estimate(math.nan, math.nan, math.nan, passes, status)
 
 

@@ -4,13 +4,16 @@ Legend: O output features (rows), I input features (columns), R inner rank, C bl
 
 Contract: an operator never changes the tensors it holds and keeps their device. Products run in fp32 at least;
 ``materialised`` and the core are fp64, so that a difference of bf16 weights is taken after conversion, never before.
-Needs a device with fp64 (CPU, CUDA).
+Needs a device with fp64 (CPU, CUDA). ``rows`` converts a piece of a stored matrix to fp32 (fp64 stays fp64): exactly
+for bf16, fp16 and fp8, and with one rounding, relative to the difference itself, for a difference of two of them.
 
 Source: the core is ``sigma(B A) = sigma(R_B R_A^T)`` from two thin QR factorisations (METHODS.md 10.1).
 
-Left out on purpose: matrices streamed from disk, activations, sums of operators; they join as files of their own.
+Left out on purpose: activations and sums of operators. A matrix on disk is read whole in its stored type and wrapped
+in ``Dense``: its conversion, not its bytes, is what would double or quadruple memory, and that goes block by block.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +65,15 @@ class Dense:
     def frobenius_sq(self) -> float:
         """``sum M^2``, without an fp64 copy."""
         return torch.linalg.vector_norm(self.matrix_OI, dtype=torch.float64).item() ** 2
+
+    def rows(self, chosen: slice) -> Tensor:
+        """Some rows in fp32 at least; a view where nothing has to be converted."""
+        return at_least_fp32(self.matrix_OI[chosen])
+
+    @property
+    def mT(self) -> "Dense":
+        """The transpose, a view."""
+        return Dense(self.matrix_OI.mT)
 
     def materialised(self) -> Tensor:
         """The matrix in fp64."""
@@ -136,9 +148,35 @@ class Difference:
         """``sum (W+ - W)^2``."""
         return self.materialised().square().sum().item()
 
+    def rows(self, chosen: slice) -> Tensor:
+        """Some rows in fp32 at least, subtracted after conversion."""
+        after = self.after_OI[chosen]
+        return at_least_fp32(after) - at_least_fp32(self.before_OI[chosen].to(after.device))
+
+    @property
+    def mT(self) -> "Difference":
+        """The transpose, a view."""
+        return Difference(self.after_OI.mT, self.before_OI.mT)
+
     def materialised(self) -> Tensor:
         """The difference in fp64."""
         return self.after_OI.double() - self.before_OI.to(self.after_OI.device).double()
+
+
+Stored = Dense | Difference
+"""Operators whose entries lie in memory and can be read in blocks of rows."""
+
+BLOCK_ENTRIES = 2**17
+"""Entries of a converted block: 512 KiB in fp32, so that a second product with it finds it in the L2 cache."""
+
+
+def row_blocks(operator: Stored) -> Iterator[tuple[slice, Tensor]]:
+    """One pass over the matrix: blocks of whole rows, converted one at a time, and where they lie."""
+    rows, columns = operator.shape
+    step = max(16, BLOCK_ENTRIES // max(columns, 1))
+    for start in range(0, rows, step):
+        chosen = slice(start, min(start + step, rows))
+        yield chosen, operator.rows(chosen)
 
 
 def factored_core(b_NOR: Tensor, a_NRI: Tensor, scale_N: Tensor) -> Tensor:

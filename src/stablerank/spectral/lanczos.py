@@ -1,0 +1,110 @@
+"""Block Lanczos with full reorthogonalisation: the top of the spectrum of ``M = A^T A`` from a few passes over A.
+
+Legend: K shorter side of A, B block width, N = steps times B basis vectors.
+
+Contract: from a random orthonormal block V_1, independent of A, it builds an orthonormal basis V and a symmetric block
+tridiagonal T with ::
+
+    M V = V T + V_next (residual coupling) + rounding
+
+so that the largest eigenvalue of T (the Ritz value) never exceeds that of M. A direction that is exhausted (rank-deficient A, repeated values) comes out of the QR as an
+arbitrary one with coupling zero, so that low rank needs no special case.
+
+Numerics: products in the dtype of the blocks (fp32, or fp64 for fp64 input); T in fp64. Classical Gram-Schmidt, twice.
+Cost a step: 4 O I B flops and 4 N K B for the reorthogonalisation.
+
+Source: Golub & Underwood 1977; full reorthogonalisation as in Golub & Van Loan, Matrix Computations, section 10.3.
+
+Left out on purpose: restarts (the few steps that a certificate needs fit in memory) and eigenvectors.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stablerank.spectral.operators import Stored, row_blocks
+
+
+@dataclass(eq=False)
+class BlockLanczos:
+    """A factorisation that grows by one block a step; ``start_BK`` has orthonormal rows."""
+
+    operator: Stored
+    start_BK: Tensor
+    capacity: int
+    """Most steps; memory is reserved for that many, but its pages are only touched as they fill."""
+    coupling: list[Tensor] = field(default_factory=list)
+    """``coupling[j]`` ``(B, B)`` is block ``(j, j + 1)`` of T; the last one couples to the next block."""
+
+    def __post_init__(self) -> None:
+        self.width, size = self.start_BK.shape
+        most = (self.capacity + 1) * self.width
+        self._basis_NK = self.start_BK.new_empty(most, size)
+        self._basis_NK[: self.width] = self.start_BK
+        self._projected_NN = self.start_BK.new_empty(most, most, dtype=torch.float64)
+
+    @property
+    def steps(self) -> int:
+        """Lanczos steps so far."""
+        return len(self.coupling)
+
+    def step(self) -> None:
+        """Multiply by M once and append a block."""
+        width, known = self.width, (self.steps + 1) * self.width
+        basis_NK, here = self._basis_NK[:known], slice(known - width, known)
+        product_BK = gram_product(self.operator, basis_NK[here])
+        overlap_BN = product_BK @ basis_NK.mT
+        first_BK, first_BB = _orthonormal_rows(product_BK - overlap_BN @ basis_NK)
+        again_BN = first_BK @ basis_NK.mT
+        next_BK, next_BB = _orthonormal_rows(first_BK - again_BN @ basis_NK)
+        self._basis_NK[known : known + width] = next_BK
+        self._projected_NN[here, :known] = overlap_BN.double() + first_BB @ again_BN.double()
+        self.coupling.append(first_BB @ next_BB)
+
+    def tridiagonal(self) -> tuple[Tensor, float]:
+        """T, ``(N, N)`` in fp64, and the largest entry by which the products differ from it.
+
+        Exact arithmetic would make that entry zero: it is what rounding did, seen from inside the basis.
+        """
+        width, size = self.width, self.steps * self.width
+        seen_SBSB = self._projected_NN[:size, :size].tril(width - 1).view(self.steps, width, self.steps, width)
+        t_SBSB = torch.zeros_like(seen_SBSB)
+        step = torch.arange(self.steps)
+        diagonal_SBB = seen_SBSB[step, :, step]
+        t_SBSB[step, :, step] = (diagonal_SBB + diagonal_SBB.mT) / 2
+        if self.steps > 1:
+            t_SBSB[step[1:], :, step[:-1]] = torch.stack(self.coupling[:-1]).mT
+        lower_NN, seen_NN = t_SBSB.view(size, size), seen_SBSB.view(size, size)
+        return lower_NN.tril() + lower_NN.tril(-1).mT, (seen_NN - lower_NN).tril().abs().max().item()
+
+
+def gram_product(operator: Stored, x_BK: Tensor) -> Tensor:
+    """``X M``, M the Gram matrix of the shorter side: ``A^T A``, or ``A A^T`` where A is wide.
+
+    A tall matrix is read once: both products use a block while it is in the cache. A wide one is read twice, for its
+    blocks of rows are short pieces of the long side.
+    """
+    rows, columns = operator.shape
+    if rows >= columns:
+        result_BK = torch.zeros_like(x_BK)
+        for _, block_LK in row_blocks(operator):
+            result_BK.addmm_(x_BK @ block_LK.mT, block_LK)
+        return result_BK
+    across_BL = x_BK.new_zeros(len(x_BK), columns)
+    for chosen, block_RL in row_blocks(operator):
+        across_BL.addmm_(x_BK[:, chosen], block_RL)
+    return torch.cat([across_BL @ block_RL.mT for _, block_RL in row_blocks(operator)], dim=1)
+
+
+def random_start(width: int, size: int, *, seed: int, like: Tensor) -> Tensor:
+    """A Haar-random orthonormal block ``(B, K)`` from a generator of its own, in the dtype and device of ``like``."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian_BK = torch.randn(width, size, generator=generator, dtype=torch.float64)
+    return _orthonormal_rows(gaussian_BK)[0].to(like)
+
+
+def _orthonormal_rows(rows_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """``rows = coupling @ orthonormal``: the orthonormal rows and the coupling ``(B, B)`` in fp64."""
+    q_KB, r_BB = torch.linalg.qr(rows_BK.mT)
+    return q_KB.mT.contiguous(), r_BB.mT.double()
