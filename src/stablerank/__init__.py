@@ -12,6 +12,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from stablerank.facade import export, train
+    from stablerank.measuring import measure
     from stablerank.rewards.plain_trl import as_trl_reward
     from stablerank.spectral.functionals import stable_rank
     from stablerank.training.recipe import Recipe, load_recipe
@@ -25,6 +26,7 @@ _HOMES = {
     "as_trl_reward": "stablerank.rewards.plain_trl",
     "export": "stablerank.facade",
     "load_recipe": "stablerank.training.recipe",
+    "measure": "stablerank.measuring",
     "stable_rank": "stablerank.spectral.functionals",
     "train": "stablerank.facade",
     "watch_geometry": "stablerank.training.telemetry",
@@ -36,6 +38,7 @@ __all__ = [
     "as_trl_reward",
     "export",
     "load_recipe",
+    "measure",
     "stable_rank",
     "train",
     "watch_geometry",

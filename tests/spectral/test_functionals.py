@@ -1,4 +1,4 @@
-"""Functionals against numpy's matrix norms and scipy's entropy, and the chain that orders them."""
+"""Functionals against numpy's matrix norms, scipy's entropy and numpy's condition number, and the chain of ranks."""
 
 import math
 from itertools import pairwise
@@ -12,14 +12,17 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import entropy
 
 from stablerank.spectral.functionals import (
+    condition_number,
     effective_rank,
     nuclear_rank,
     numerical_rank,
     participation_ratio,
+    spectral_entropy,
     stable_rank,
 )
 
-FUNCTIONALS = [stable_rank, participation_ratio, nuclear_rank, effective_rank, numerical_rank]
+BLIND_TO_ZEROS = [stable_rank, participation_ratio, nuclear_rank, effective_rank, numerical_rank, spectral_entropy]
+FUNCTIONALS = [*BLIND_TO_ZEROS, condition_number]
 
 spectra = hnp.arrays(np.float64, st.integers(1, 300), elements=st.floats(0, 1e30)).filter(lambda s: s.max() > 0)
 dtypes = st.sampled_from([torch.float32, torch.float64])
@@ -58,8 +61,9 @@ def test_the_chain_survives_nearly_flat_fp32_spectra(count, noise):
 def test_scale_order_and_padding_do_not_matter(spectrum, scale, random):
     values = torch.from_numpy(spectrum / spectrum.max()).clamp(min=1e-6)
     changed = values[random.sample(range(len(values)), len(values))] * scale
+    assert condition_number(changed).item() == pytest.approx(condition_number(values).item(), rel=1e-9)
     changed = torch.cat((changed, torch.zeros(3, dtype=torch.float64)))
-    for functional in FUNCTIONALS:
+    for functional in BLIND_TO_ZEROS:
         assert functional(changed).item() == pytest.approx(functional(values).item(), rel=1e-9)
 
 
@@ -75,6 +79,29 @@ def test_against_numpy_norms_and_scipy_entropy(shape):
     assert nuclear_rank(values).item() == pytest.approx(nuclear**2 / frobenius**2, rel=1e-12)
     assert participation_ratio(values).item() == pytest.approx(participation, rel=1e-12)
     assert effective_rank(values).item() == pytest.approx(math.exp(entropy(sigma)), rel=1e-12)
+    assert spectral_entropy(values).item() == pytest.approx(entropy(sigma**2), rel=1e-12)
+    assert condition_number(values).item() == pytest.approx(np.linalg.cond(matrix), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=200)
+@given(spectra)
+def test_the_entropy_of_sigma_squared_lies_between_its_neighbours(spectrum):
+    values = torch.from_numpy(spectrum)
+    links = [participation_ratio(values), spectral_entropy(values).exp(), effective_rank(values)]
+    assert_ordered([link.item() for link in links])
+
+
+def test_entropy_at_its_ends():
+    assert spectral_entropy(torch.tensor([3.0, 0.0, 0.0])).item() == 0
+    assert spectral_entropy(torch.full((64,), 0.7)).item() == pytest.approx(math.log(64), rel=1e-6)
+
+
+def test_condition_number_of_a_singular_matrix_is_infinite_and_of_a_zero_matrix_undefined():
+    values = torch.tensor([[2.0, 0.5], [2.0, 0.0], [0.0, 0.0], [2.0, math.inf]])
+    assert condition_number(values)[:2].tolist() == [4.0, math.inf]
+    assert condition_number(values)[2:].isnan().all()
+    assert condition_number(torch.tensor([1e30, 1e-30])).item() == math.inf  # beyond fp32
+    assert condition_number(torch.tensor([1e30, 1e-30], dtype=torch.float64)).item() == pytest.approx(1e60)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])

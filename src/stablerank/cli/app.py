@@ -2,7 +2,7 @@
 
 import typer
 
-from stablerank.cli import demo, doctor_verb, export, report, train, zoo
+from stablerank.cli import demo, doctor_verb, export, measure, report, train, zoo
 
 app = typer.Typer(
     name="stablerank",
@@ -10,13 +10,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Post-train language models and watch the spectral geometry of what changes.\n\n"
+        "Post-train language models, watch the spectral geometry of what changes, measure any checkpoint.\n\n"
         "New here? Run `stablerank demo`: about three minutes on two CPU cores, ends with a report.\n\n"
-        "Then `stablerank train RECIPE`: see recipes/ for complete examples."
+        "Then `stablerank measure PATH` on a model or adapter of yours, or `stablerank train RECIPE` (see recipes/)."
     ),
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("measure")(measure.measure)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("doctor")(doctor_verb.doctor)

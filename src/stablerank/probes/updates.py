@@ -17,7 +17,6 @@ others), whose update is not a plain ``scale * B A``, are skipped; biases and no
 (FSDP, ZeRO-3) are not gathered.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,13 +36,9 @@ from stablerank.spectral.exact import (
     spectrum,
     stable_rank_estimates,
 )
-from stablerank.spectral.nulls import Null, dense_null, factored_null
+from stablerank.spectral.nulls import NO_NULL, Null, dense_null, factored_null
 from stablerank.spectral.operators import Difference, Factored
 from stablerank.spectral.precision import at_least_fp32
-
-NO_NULL = Null(math.nan, math.nan, math.nan, "none")
-"""A norm has no scale-free null."""
-
 
 @dataclass(frozen=True, eq=False)
 class NamedUpdate:

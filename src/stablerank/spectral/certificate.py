@@ -10,24 +10,25 @@ rounding errors e, ||e|| <= eta::
 
     (lambda_1 - T) z = E_S L_S w + e,      c = E_1^T z.
 
-Write the block LDL factorisation of x - T with pivots N_j(x), positive definite for x > theta. The chain
-c = N_1^-1 L_1 N_2^-1 L_2 ... N_S^-1 L_S w + E_1^T (x - T)^-1 e at x = lambda_1 then gives ::
+Write the block LDL factorisation of x - T with pivots N_j(x), positive definite for x > theta. At x = lambda_1 ::
 
+    c = N_1^-1 L_1 N_2^-1 L_2 ... N_S^-1 L_S w + E_1^T (x - T)^-1 e
     epsilon <= ||c|| <= chain(x) + eta ||E_1^T (x - T)^-1||
     chain(x) = ||N_1^-1/2|| prod_j ||N_j^-1/2 L_j N_{j+1}^-1/2|| ||N_S^-1/2 L_S||
 
 Each N_j(x) grows with x in the semidefinite order, so the right side falls: where it is below epsilon at x, it is so
-at every larger x, and lambda_1 < x (:func:`shortfall`). One event, ||c|| >= epsilon, carries every x and every number of steps, so a run
-may stop when it likes. For B = 1 the chain is 1 / |p_S(x)|, the bound of van Dorsselaer, Hochstenbach & van der Vorst
-(2000) from the run's own Lanczos polynomial. A block needs far less luck: for K = 4096, delta = 1e-6 epsilon is 2e-8
-with one vector and 6e-3 with eight, hence fewer steps and a margin over rounding errors, which are about 1e-7.
+at every larger x, and lambda_1 < x (:func:`shortfall`). One event, ||c|| >= epsilon, carries every x and every number
+of steps, so a run may stop when it likes. For B = 1 the chain is 1 / |p_S(x)|, the bound of van Dorsselaer,
+Hochstenbach & van der Vorst (2000) from the run's own Lanczos polynomial. A block needs far less luck: for K = 4096
+and delta = 1e-6 epsilon is 2e-8 with one vector and 6e-3 with eight, hence fewer steps, and a margin over rounding
+errors, which are about 1e-7.
 
 In exact arithmetic the norm of the whole product would be a tighter bound, but not one that provably falls with x; on
 weights of language models the chain costs at most one step more, on Gaussian matrices a fifth.
 
 Rounding. eta is :func:`rounding_allowance`: independent mean-zero roundings (Connolly, Higham & Mary 2021), six
-standard deviations, and never less than eight times what the run itself saw (``BlockLanczos.tridiagonal``). Loss of orthogonality,
-some 1e-6 in fp32, is covered by one part in a thousand of epsilon.
+standard deviations, and never less than eight times what the run itself saw (``BlockLanczos.tridiagonal``). Loss of
+orthogonality, some 1e-6 in fp32, is covered by one part in a thousand of epsilon.
 """
 
 import math

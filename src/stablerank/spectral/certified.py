@@ -1,17 +1,17 @@
 """The stable rank of one matrix to a requested accuracy, certified, in a few passes.
 
-Contract: ``top_of_spectrum(operator, rtol)`` returns the Frobenius norm and an interval for sigma_1 such that the stable
-rank read from it is within ``rtol`` of the truth, relative. The lower end of sigma_1 (a Ritz value less its rounding)
-always holds; the upper end holds but for probability ``delta`` over the solver's own random start (certificate.py). The
-value is taken at the Ritz value, so an iterative answer errs upward, by at most ``rtol``.
+Contract: ``top_of_spectrum(operator, rtol)`` returns the Frobenius norm and an interval for sigma_1 such that the
+stable rank read from it is within ``rtol`` of the truth, relative. The lower end of sigma_1 (a Ritz value less its
+rounding) always holds; the upper end holds but for probability ``delta`` over the solver's own random start
+(certificate.py). The value is taken at the Ritz value, so an iterative answer errs upward, by at most ``rtol``.
 
 Routes, cheapest first:
 
 - factored: the exact core (exact.py);
 - shorter side up to 96, or entries whose squares leave the range of fp32: exact, in fp64;
 - block Lanczos until the certificate closes;
-- it does not close within K / 2 or 1024 basis vectors: the fp64 Gram matrix where K <= 8192, whose largest eigenvalue is good
-  to rounding whatever the condition number; beyond that status ``open``, with the interval that was shown.
+- it does not close within K / 2 or 1024 basis vectors: the fp64 Gram matrix where K <= 8192 (gram.py); beyond that
+  status ``open``, with the interval that was shown.
 
 Legend: K shorter side, B block width.
 
@@ -29,6 +29,7 @@ import torch
 
 from stablerank.spectral.certificate import least_overlap, rounding_allowance, shortfall
 from stablerank.spectral.exact import Estimate, Spectra, Status, spectrum, undefined
+from stablerank.spectral.gram import gram_matrix
 from stablerank.spectral.lanczos import BlockLanczos, random_start
 from stablerank.spectral.operators import BLOCK_ENTRIES, Dense, Factored, Stored, row_blocks
 
@@ -148,7 +149,8 @@ def _by_lanczos(
         pace.observe(run.steps, missing)
     if shorter <= LARGEST_GRAM:
         return _from_gram(operator, passes=2 + passes * run.steps)
-    return _top("open", shorter, norm, error, theta, eta, _shown(run, theta, norm**2, epsilon, eta), 1 + passes * run.steps)
+    above = _shown(run, theta, norm**2, epsilon, eta)
+    return _top("open", shorter, norm, error, theta, eta, above, 1 + passes * run.steps)
 
 
 @dataclass
@@ -188,18 +190,11 @@ def _top(
 
 
 def _from_gram(operator: Stored, passes: int) -> Top:
-    """Exact: lambda_1 of the fp64 Gram matrix, which errs by at most ``(L + 10 K) u F^2`` whatever the condition."""
-    longer, shorter = max(operator.shape), min(operator.shape)
-    tall = operator.mT if operator.shape[0] < operator.shape[1] else operator
-    like = operator.rows(slice(0, 1))
-    gram_KK = torch.zeros(shorter, shorter, dtype=torch.float64, device=like.device)
-    for _, block_LK in row_blocks(tall):
-        wide_LK = block_LK.double()
-        gram_KK.addmm_(wide_LK.mT, wide_LK)
-    norm_sq, unit = gram_KK.trace().item(), 2.0**-53
-    error = (longer + 10 * shorter) * unit
-    theta = torch.linalg.eigvalsh(gram_KK)[-1].item()
-    return _top("exact", shorter, math.sqrt(norm_sq), error, theta, error * norm_sq, theta + error * norm_sq, passes)
+    """Exact: lambda_1 of the fp64 Gram matrix is good to rounding whatever the condition number."""
+    shorter = min(operator.shape)
+    gram_KK, error = gram_matrix(operator)
+    theta, norm_sq = torch.linalg.eigvalsh(gram_KK)[-1].item(), gram_KK.trace().item()
+    return _top("exact", shorter, math.sqrt(norm_sq), error / norm_sq, theta, error, theta + error, passes)
 
 
 def _extreme(operator: Stored) -> Top:

@@ -9,9 +9,11 @@ Numerics: every sum runs in fp64 over sigma / sigma_1, so no scale overflows or 
 the input, fp32 at least. (With fp32 sums the chain breaks its 1e-6 on nearly flat spectra of a few hundred values.)
 Cost O(K); differentiable; deterministic. Unbiased for the values given: noise in the values is the caller's.
 
-Names: "effective rank" is the exponential of an entropy here, never ``tr(M) / ||M||``.
+Names: "effective rank" is the exponential of the entropy of sigma here, never ``tr(M) / ||M||``; the entropy of sigma
+squared is ``spectral_entropy``, and its exponential lies between the participation ratio and the effective rank.
 
-Left out on purpose: any functional of a matrix (exact.py turns operators into values), the entropy of sigma squared.
+Left out on purpose: any functional of a matrix (exact.py turns operators into values), and fits, which carry a status
+of their own (tail.py).
 """
 
 import torch
@@ -55,6 +57,24 @@ def numerical_rank(values: Tensor, rtol: float | None = None) -> Tensor:
     undefined = _relative(values).isnan().any(-1)
     largest = values.amax(-1, keepdim=True) if values.shape[-1] else 0.0
     return _like(values, (values > rtol * largest).sum(-1).double().masked_fill(undefined, torch.nan))
+
+
+def spectral_entropy(values: Tensor) -> Tensor:
+    """``-sum p ln p`` with ``p = sigma^2 / sum sigma^2``, in nats: the von Neumann entropy of ``M M^T / tr(M M^T)``.
+
+    Between 0 (rank one) and ``ln K`` (flat).
+    """
+    energy = _relative(values).square()
+    return _like(values, torch.special.entr(energy / energy.sum(-1, keepdim=True)).sum(-1))
+
+
+def condition_number(values: Tensor) -> Tensor:
+    """``sigma_1 / sigma_K``; inf where sigma_K is exactly 0, or so small that the ratio leaves the dtype.
+
+    A sigma_K below the rounding error of the values is noise, and so is the ratio then: a rank-deficient matrix rarely
+    gives inf, but something near ``1 / eps``.
+    """
+    return _like(values, _relative(values).amin(-1).reciprocal())
 
 
 def _relative(values: Tensor) -> Tensor:

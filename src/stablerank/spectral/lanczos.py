@@ -7,8 +7,9 @@ tridiagonal T with ::
 
     M V = V T + V_next (residual coupling) + rounding
 
-so that the largest eigenvalue of T (the Ritz value) never exceeds that of M. A direction that is exhausted (rank-deficient A, repeated values) comes out of the QR as an
-arbitrary one with coupling zero, so that low rank needs no special case.
+so that the largest eigenvalue of T (the Ritz value) never exceeds that of M. A direction that is exhausted
+(rank-deficient A, repeated values) comes out of the QR as an arbitrary one with coupling zero, so that low rank needs
+no special case.
 
 Numerics: products in the dtype of the blocks (fp32, or fp64 for fp64 input); T in fp64. Classical Gram-Schmidt, twice.
 Cost a step: 4 O I B flops and 4 N K B for the reorthogonalisation.

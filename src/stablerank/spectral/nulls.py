@@ -13,9 +13,10 @@ Gaussian would end in and never the Gaussian itself:
   diagonal and n-1, ..., 1 above it (Silverstein 1985; Dumitriu & Edelman 2002). Cost O(draws n): under a second for
   4096 by 14336, where 200 dense SVDs would take hours.
 
-Left out on purpose: nulls of other metrics than the stable rank, of residuals in bf16, and by permutation.
+Left out on purpose: nulls of other metrics (spectrum_nulls.py), of residuals in bf16, and by permutation.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -42,6 +43,10 @@ class Null:
     kind: str
 
 
+NO_NULL = Null(math.nan, math.nan, math.nan, "none")
+"""For a metric without a scale-free null, such as a norm."""
+
+
 @cache
 def factored_null(out_features: int, in_features: int, rank: int, *, draws: int = 200, seed: int = 0) -> Null:
     """The stable rank of ``B A`` with Gaussian ``B (O, R)`` and ``A (R, I)``; kind ``gaussian_factors``.
@@ -50,7 +55,7 @@ def factored_null(out_features: int, in_features: int, rank: int, *, draws: int 
         ValueError: a dimension below 1, or fewer than 20 draws.
     """
     sample = factored_draws(out_features, in_features, rank, draws=draws, seed=seed)
-    return _summary(sample, "gaussian_factors")
+    return summary(sample, "gaussian_factors")
 
 
 @cache
@@ -60,14 +65,14 @@ def dense_null(out_features: int, in_features: int, *, draws: int = 200, seed: i
     Raises:
         ValueError: a dimension below 1, or fewer than 20 draws.
     """
-    return _summary(dense_draws(out_features, in_features, draws=draws, seed=seed), "gaussian_matrix")
+    return summary(dense_draws(out_features, in_features, draws=draws, seed=seed), "gaussian_matrix")
 
 
 def factored_draws(out_features: int, in_features: int, rank: int, *, draws: int, seed: int) -> Array:
     """``draws`` stable ranks of random factored matrices."""
     _require_dimensions(out_features, in_features, rank)
     rng = np.random.default_rng(seed)
-    r_b, r_a = (_bartlett(rng, features, rank, draws) for features in (out_features, in_features))
+    r_b, r_a = (bartlett(rng, features, rank, draws) for features in (out_features, in_features))
     core = torch.from_numpy(r_b @ r_a.swapaxes(-1, -2))
     return stable_rank(torch.linalg.svdvals(core)).numpy()
 
@@ -80,7 +85,7 @@ def dense_draws(out_features: int, in_features: int, *, draws: int, seed: int) -
     return np.array([_gaussian_stable_rank(rng, tall, short) for _ in range(draws)])
 
 
-def _bartlett(rng: Generator, features: int, rank: int, draws: int) -> Array:
+def bartlett(rng: Generator, features: int, rank: int, draws: int) -> Array:
     """Triangular factors ``(draws, min(features, rank), rank)`` of Gaussian ``(features, rank)`` matrices."""
     rows = min(features, rank)
     factors = np.triu(rng.standard_normal((draws, rows, rank)), k=1)
@@ -100,7 +105,8 @@ def _gaussian_stable_rank(rng: Generator, tall: int, short: int) -> float:
     return float(gram_diagonal.sum() / top[0])
 
 
-def _summary(sample: Array, kind: str) -> Null:
+def summary(sample: Array, kind: str) -> Null:
+    """Median and central 95 % of a sample of at least 20 draws."""
     if len(sample) < FEWEST_DRAWS:
         raise ValueError(f"A null needs at least {FEWEST_DRAWS} draws, but draws={len(sample)}: raise draws.")
     low, median, high = np.quantile(sample, (0.025, 0.5, 0.975)).tolist()

@@ -1,0 +1,157 @@
+"""`stablerank.measure`: from a path to a table, its findings and, if asked, a folder with a report.
+
+What crosses floors: probes measure, `diagnoses` reads the rows, reports draw them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stablerank.diagnoses import Finding, diagnose
+from stablerank.probes import checkpoints
+from stablerank.probes.checkpoints import Worklist
+from stablerank.probes.evaluate import DEFAULT_PAIR, STORED_PAIR, TOP, check_metrics
+from stablerank.probes.measure import MeasuredTensor, Settings, measure_all
+from stablerank.probes.measure_folder import MeasureFolder, fingerprint, table_rows
+from stablerank.reports.measure_html import write_measure_report
+from stablerank.runs.geometry_rows import GeometryRow
+from stablerank.runs.manifest import package_versions
+from stablerank.spectral.certified import DELTA, RTOL
+
+Progress = Callable[[int, int, str], None]
+"""``progress(bytes done, bytes in all, tensor)``."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Every row, and what a reader needs to know beside them."""
+
+    meta: dict[str, Any]
+    tensors: tuple[MeasuredTensor, ...]
+    folder: Path | None = None
+    rows: tuple[GeometryRow, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = tuple(row for tensor in self.tensors for matrix in tensor.matrices for row in matrix.rows)
+        object.__setattr__(self, "rows", rows)
+
+    @property
+    def problems(self) -> list[dict[str, Any]]:
+        """What could not be measured: file, tensor and reason."""
+        return list(self.meta["problems"])
+
+    def findings(self) -> list[Finding]:
+        """What the rows say in plain words."""
+        return diagnose(self.rows)
+
+    def table(self) -> pa.Table:
+        """The tidy table, one row a matrix and metric."""
+        return pa.Table.from_pylist(list(table_rows(self.tensors)))
+
+
+def measure(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    adapter: bool | None = None,
+    initial: str | Path | None = None,
+    metrics: Sequence[str] | None = None,
+    rtol: float = RTOL,
+    delta: float = DELTA,
+    jobs: int = 1,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measure a checkpoint, the update between two, or an adapter.
+
+    Args:
+        path: a safetensors or GGUF file, a folder of them, ``zoo:NAME``, or the folder of a PEFT adapter.
+        against: the base: of a checkpoint to measure the update, of an adapter to compare with the weights it changes.
+        adapter: whether ``path`` is an adapter; None looks for ``adapter_config.json``.
+        initial: the same adapter before training, for initialisers that changed the base (PiSSA and kin).
+        metrics: names; by default stable rank and norms, for an update also its relative norm and storage effects.
+        rtol: relative accuracy of the stable rank, certified.
+        delta: probability that the certificate of one matrix fails.
+        jobs: tensors at a time; the result does not depend on it.
+        out: folder for tables and report; an interrupted measurement goes on there.
+        progress: called as tensors finish.
+
+    Raises:
+        StablerankError: nothing can be measured, or the request makes no sense; a broken tensor among whole ones is in
+            ``problems`` instead.
+    """
+    started = time.perf_counter()
+    is_adapter = checkpoints.is_adapter(path) if adapter is None else adapter
+    work = _worklist(path, against, is_adapter, initial)
+    chosen = _metrics(metrics, work, base=against is not None, stored=not is_adapter)
+    settings = Settings(Path(str(path)).name, chosen, rtol, delta)
+    folder = None if out is None else MeasureFolder(Path(out))
+    question = _question(path, against, initial, settings, work)
+    found = {} if folder is None else {tensor.tensor: tensor for tensor in folder.claim(question)}
+
+    def keep(tensor: MeasuredTensor) -> None:
+        found[tensor.tensor] = tensor
+        if folder is not None:
+            folder.keep(tensor)
+        if progress is not None:
+            progress(sum(known.nbytes for known in found.values()), work.nbytes, tensor.tensor)
+
+    measure_all(work, settings, jobs=jobs, done=set(found), keep=keep)
+    tensors = tuple(found[task.tensor] for task in work.tasks)
+    meta = _meta(question, work, tensors, time.perf_counter() - started, is_adapter)
+    if folder is not None:
+        folder.complete(meta, tensors)
+        write_measure_report(folder.path)
+    return Measurement(meta, tensors, None if folder is None else folder.path)
+
+
+def _worklist(path: str | Path, against: str | Path | None, is_adapter: bool, initial: str | Path | None) -> Worklist:
+    if is_adapter:
+        return checkpoints.adapter_updates(path, against, initial)
+    return checkpoints.weights(path) if against is None else checkpoints.differences(path, against)
+
+
+def _metrics(names: Sequence[str] | None, work: Worklist, *, base: bool, stored: bool) -> tuple[str, ...]:
+    is_update = work.kind == "update"
+    if names is None:
+        pair = [name for name in DEFAULT_PAIR if stored or name not in STORED_PAIR] if is_update and base else []
+        return (*TOP, *pair)
+    return check_metrics(names, update=is_update, base=base, stored=stored)
+
+
+def _question(
+    path: str | Path, against: str | Path | None, initial: str | Path | None, settings: Settings, work: Worklist
+) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "against": None if against is None else str(against),
+        "initial": None if initial is None else str(initial),
+        "metrics": list(settings.metrics),
+        "rtol": settings.rtol,
+        "delta": settings.delta,
+        "files": fingerprint(task.file for task in work.tasks),
+    }
+
+
+def _meta(
+    question: dict[str, Any], work: Worklist, tensors: Sequence[MeasuredTensor], seconds: float, is_adapter: bool
+) -> dict[str, Any]:
+    problems = [*work.problems, *(problem for tensor in tensors for problem in tensor.problems)]
+    return {
+        **{key: question[key] for key in ("path", "against", "metrics", "rtol", "delta")},
+        "adapter": is_adapter,
+        "kind": work.kind,
+        "matrices": sum(len(tensor.matrices) for tensor in tensors),
+        "bytes": work.nbytes,
+        "seconds": seconds,
+        "problems": [asdict(problem) for problem in problems],
+        "skipped": dict(work.skipped),
+        "missing": list(work.missing),
+        "extra": list(work.extra),
+        "notes": list(work.notes),
+        "packages": package_versions(),
+    }

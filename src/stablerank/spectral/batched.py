@@ -1,0 +1,131 @@
+"""Masked batches of hidden states: the spectrum of every sequence, whatever it is padded or batched with.
+
+Legend: B sequences, T token positions, D hidden size, L live tokens of one sequence, K = min(L, D).
+
+Contract: hidden states ``(B, T, D)`` of any real dtype; a mask ``(B, T)`` of 0 and 1 in any dtype, 1 for a token that
+counts, anywhere in the row; no mask counts every token. A sequence's result does not change by one bit with the
+amount, side or content of its padding (NaN and inf included), nor with the sequences beside it; half-precision states
+give what the same values give in fp64. To that end a sequence is cut to its live tokens, widened, and worked on alone:
+one batched kernel for all would sum in an order that depends on the batch. No gradient. Deterministic for a fixed
+device and thread count; needs a device with fp64 (CPU, CUDA).
+
+Undefined, and NaN for that sequence only: no live token, all states zero, a live state that is not finite; centred, a
+single token or tokens all alike. One token, uncentred, is exactly 1.
+
+Numerics: fp64 throughout, the largest entry taken out first so that no square over- or underflows.
+
+- The stable rank reads ``trace(G) / lambda_1(G)`` from the smaller Gram matrix G, K by K. That is safe for the top of
+  a spectrum only. With u = 2^-53 and n = max(L, D), the products move trace and lambda_1 by n u F^2 at most, and the
+  eigenvalues by 100 K^2 u ||G||_F <= 100 K^2 u lambda_1 sqrt(st) (as in exact.py), so that the stable rank st is off
+  by at most ::
+
+      ( 2 n st + 100 K^2 sqrt(st) ) u    relative
+
+  which is 7e-8 at worst for 512 by 1536; measured errors are below 1e-14. An fp32 Gram would halve the cost and give
+  up nine of these digits.
+- ``spectra_batched`` takes the values from the matrix: a Gram matrix loses those below sqrt(u) sigma_1.
+- Centring subtracts the mean in fp64 before anything is squared. A spread of no more than L eps of the largest entry
+  is rounding, and counts as zero.
+
+Cost O(L D K) a sequence. Of 512 by 1536 on one CPU core: 0.06 s for the stable rank, 0.09 s for all values.
+
+Source: arXiv 2512.02807, equation 1, which is uncentred; centring is an ablation.
+
+Left out on purpose: iterative solvers, gradients, the choice of tokens (prompt, response, template: the mask's maker
+decides), padded ``(B, K)`` spectra, whose zeros would count in the condition number and move last bits elsewhere.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+@torch.no_grad()
+def stable_rank_batched(hidden_BTD: Tensor, mask_BT: Tensor | None = None, *, center: bool = False) -> Tensor:
+    """The stable rank ``(B,)`` of every sequence, in fp64; NaN where undefined (module header).
+
+    ``center`` subtracts each sequence's mean state first.
+
+    Raises:
+        ValueError: states not ``(B, T, D)``, a mask of another shape, or mask values other than 0 and 1.
+    """
+    rank_B = torch.full((len(hidden_BTD),), math.nan, dtype=torch.float64, device=hidden_BTD.device)
+    for index, live_LD in enumerate(_live_states(hidden_BTD, mask_BT)):
+        if live_LD.numel() > 0:
+            rank_B[index] = _stable_rank(_over_largest(live_LD, center)[0])
+    return rank_B
+
+
+@torch.no_grad()
+def spectra_batched(hidden_BTD: Tensor, mask_BT: Tensor | None = None, *, center: bool = False) -> list[Tensor]:
+    """The singular values ``(K,)`` of every sequence, in fp64, descending: input of any functional of a spectrum.
+
+    K differs between sequences, so that padding stays without trace: empty without a live token, NaN throughout where
+    a live state is not finite. Arguments and errors as :func:`stable_rank_batched`.
+    """
+    return [_singular_values(live_LD, center) for live_LD in _live_states(hidden_BTD, mask_BT)]
+
+
+def _live_states(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Iterator[Tensor]:
+    """The live tokens ``(L, D)`` of one sequence after the other, in fp64."""
+    live_BT = _live_tokens(hidden_BTD, mask_BT)
+    for states_TD, live_T in zip(hidden_BTD, live_BT, strict=True):
+        yield states_TD[live_T].double()  # a copy, row after row, whatever the layout of the batch
+
+
+def _live_tokens(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """The mask as booleans; an additive attention mask (0 and -inf) must not pass for one of 0 and 1."""
+    if hidden_BTD.ndim != 3:
+        raise ValueError(
+            f"Hidden states must be (B, T, D), but the shape is {tuple(hidden_BTD.shape)}: "
+            "add the missing dimension, hidden[None] for a single sequence."
+        )
+    if mask_BT is None:
+        return torch.ones(hidden_BTD.shape[:2], dtype=torch.bool, device=hidden_BTD.device)
+    if mask_BT.shape != hidden_BTD.shape[:2]:
+        raise ValueError(
+            f"The mask must be (B, T) = {tuple(hidden_BTD.shape[:2])} like the hidden states, but its shape is "
+            f"{tuple(mask_BT.shape)}: pass the attention mask of the same batch."
+        )
+    live_BT = mask_BT == 1
+    if not bool((live_BT | (mask_BT == 0)).all()):
+        raise ValueError(
+            f"The mask must hold 0 and 1, but it also holds {mask_BT[~live_BT & (mask_BT != 0)][0].item()}: "
+            "pass the attention mask of the tokenizer, not the additive one of the attention layers."
+        )
+    return live_BT.to(hidden_BTD.device)
+
+
+def _over_largest(live_LD: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """The states, centred on demand, over the largest entry of the raw ones, and that entry (1 where all are zero)."""
+    largest = live_LD.abs().amax()
+    largest = largest.masked_fill(largest == 0, 1.0)
+    unit_LD = live_LD / largest
+    if center:
+        unit_LD = unit_LD - unit_LD.mean(0)
+        unit_LD = unit_LD.masked_fill(unit_LD.abs().amax() <= len(unit_LD) * _EPS, 0.0)
+    return unit_LD, largest
+
+
+def _stable_rank(unit_LD: Tensor) -> Tensor:
+    """``trace(G) / lambda_1(G)`` of the smaller Gram matrix; LAPACK refuses a matrix that is not finite."""
+    rows, columns = unit_LD.shape
+    gram_KK = unit_LD @ unit_LD.mT if rows <= columns else unit_LD.mT @ unit_LD
+    trace = gram_KK.trace()
+    if not bool(trace.isfinite()):
+        return torch.full_like(trace, torch.nan)
+    return (trace / torch.linalg.eigvalsh(gram_KK)[-1]).clamp(1, len(gram_KK))
+
+
+def _singular_values(live_LD: Tensor, center: bool) -> Tensor:
+    if live_LD.numel() == 0:
+        return live_LD.new_empty(0)
+    unit_LD, largest = _over_largest(live_LD, center)
+    tall = unit_LD if unit_LD.shape[0] >= unit_LD.shape[1] else unit_LD.mT  # LAPACK takes twice as long when wide
+    if not bool(tall.isfinite().all()):
+        return unit_LD.new_full((tall.shape[1],), torch.nan)
+    return largest * torch.linalg.svdvals(tall)
