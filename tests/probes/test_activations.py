@@ -312,6 +312,7 @@ def test_inputs_without_a_stable_rank_have_a_named_status(rows, status):
 def test_one_token_has_stable_rank_one_and_orthonormal_tokens_have_all():
     one = torch.randn(1, 7, dtype=torch.float64)
     assert gram_stable_rank(one.mT @ one, 1).value == gram_stable_rank(one.mT @ one, 1).upper == 1
+    assert isinstance(gram_stable_rank(one.mT @ one, 1).upper, float), "a column of a table has one type"
     assert gram_stable_rank(torch.eye(5, dtype=torch.float64), 5).value == pytest.approx(5)
 
 

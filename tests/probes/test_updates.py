@@ -11,7 +11,8 @@ from torch import nn
 from transformers import Conv1D, Qwen3Config, Qwen3ForCausalLM
 
 from stablerank.errors import ModelError
-from stablerank.probes.updates import adapter_updates, full_updates, layer_and_module, measure_updates, snapshot
+from stablerank.probes.rows import layer_and_module
+from stablerank.probes.updates import adapter_updates, full_updates, measure_updates, snapshot
 from stablerank.spectral.nulls import dense_null, factored_null
 
 

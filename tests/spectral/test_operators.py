@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stablerank.spectral.operators import Dense, Difference, Factored
+from stablerank.spectral.operators import BLOCK_ENTRIES, Dense, Difference, Factored, row_blocks
 
 
 def random(*shape, seed=0):
@@ -40,6 +40,51 @@ def test_a_difference_of_bf16_weights_is_taken_after_conversion():
     before = torch.full((2, 2), 1.0, dtype=torch.bfloat16)
     after = torch.full((2, 2), 1.0 + 1e-4, dtype=torch.float32)
     assert Difference(after, before).materialised().max().item() == pytest.approx(1e-4, rel=1e-3)
+
+
+FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", [*FP8, torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rows_are_the_stored_values_exactly_in_fp32_at_least(dtype):
+    matrix = random(9, 5).to(dtype)
+    rows = Dense(matrix).rows(slice(2, 7))
+    assert rows.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(rows.double(), matrix.double()[2:7])
+    assert Dense(matrix).frobenius_sq() == pytest.approx(np.linalg.norm(matrix.double().numpy()) ** 2, rel=1e-12)
+
+
+def test_rows_of_an_fp32_matrix_are_a_view():
+    matrix = random(9, 5).float()
+    assert Dense(matrix).rows(slice(2, 7)).data_ptr() == matrix[2].data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [*FP8, torch.bfloat16, torch.float16, torch.float32])
+def test_rows_of_a_difference_err_by_one_rounding_of_the_difference_itself(dtype):
+    after, before = random(9, 5).to(dtype), (random(9, 5) + 0.01 * random(9, 5, seed=1)).to(dtype)
+    exact = after.double() - before.double()
+    rows = Difference(after, before).rows(slice(0, 9)).double()
+    assert ((rows - exact).abs() <= 2.0**-24 * exact.abs()).all()
+
+
+@pytest.mark.parametrize(("operator", "matrix"), [case for case in cases() if case.id != "factored"])
+def test_the_transpose_is_a_view_that_reads_as_the_transpose(operator, matrix):
+    assert operator.mT.shape == matrix.shape[::-1]
+    np.testing.assert_array_equal(operator.mT.rows(slice(1, 4)), matrix.T[1:4])
+    np.testing.assert_array_equal(operator.mT.mT.materialised(), matrix)
+    stored = operator.mT.matrix_OI if isinstance(operator, Dense) else operator.mT.after_OI
+    original = operator.matrix_OI if isinstance(operator, Dense) else operator.after_OI
+    assert stored.data_ptr() == original.data_ptr()
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (700, 300), (300, 700), (3, BLOCK_ENTRIES + 5), (0, 4), (4, 0)])
+def test_row_blocks_read_every_row_once_in_order_and_stay_small(shape):
+    matrix = random(*shape).bfloat16()
+    blocks = list(row_blocks(Dense(matrix)))
+    assert [row for chosen, _ in blocks for row in range(shape[0])[chosen]] == list(range(shape[0]))
+    assert all(torch.equal(block, matrix[chosen].float()) for chosen, block in blocks)
+    # 16 rows are the least block, however wide the matrix.
+    assert all(block.numel() <= max(BLOCK_ENTRIES, 16 * shape[1]) for _, block in blocks)
 
 
 def test_a_factored_matrix_too_large_to_exist_is_measured_from_its_factors():

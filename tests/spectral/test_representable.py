@@ -56,6 +56,16 @@ def test_estimate_is_the_cosine_between_the_update_intended_and_read_back(dtype,
     assert found.moved == pytest.approx((after != before).double().mean().item())
 
 
+def test_sheppards_correction_takes_out_the_bias_of_a_coarse_ruler():
+    """Without it a dense update on a million entries reads 4 % high on average."""
+    before, ratios = base(torch.bfloat16, size=1024), []
+    for relative_norm in (1.5e-3, 8e-4, 4e-4):
+        delta = update("dense", before, relative_norm)
+        after = stored(before, delta)
+        ratios.append(representable_fraction(after, before).fraction / true_cosine_sq(after, before, delta))
+    assert sum(ratios) / 3 == pytest.approx(1.0, abs=0.025)
+
+
 @pytest.mark.parametrize(("relative_norm", "cosine", "read_rank"), [(1e-3, 0.73, 1.6), (1e-4, 0.27, 8.8)])
 def test_published_loss_of_a_rank_one_update_in_bf16(relative_norm, cosine, read_rank):
     """Cosines 0.73 and 0.27, stable ranks 1.6 and 8.8 for a rank-1 update read back from bf16."""

@@ -48,7 +48,7 @@ import torch
 from torch import Tensor, nn
 
 from stablerank.errors import DataError
-from stablerank.probes.blocks import LINEAR, choose, counted, first_input, in_backward, misaligned, row_name, token_mask
+from stablerank.probes.hooks import LINEAR, choose, counted, first_input, in_backward, misaligned, row_name, token_mask
 from stablerank.probes.rows import Moment, geometry_row
 from stablerank.runs.geometry_rows import GeometryRow
 from stablerank.spectral.exact import Estimate, undefined
@@ -169,7 +169,7 @@ def gram_stable_rank(gram_DD: Tensor, tokens: int) -> Estimate:
     if largest <= error:
         return undefined("zero")
     ranks = total / largest, (total - error) / (largest + error), (total + error) / (largest - error)
-    value, lower, upper = (min(max(rank, 1.0), tokens, features) for rank in ranks)
+    value, lower, upper = (min(max(rank, 1.0), float(min(tokens, features))) for rank in ranks)
     return Estimate(value, lower, upper, 1, "exact")
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from torch import Tensor
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapter_types import StoredUpdate
-from stablerank.probes.adapters import open_adapter
+from stablerank.probes.adapters.types import StoredUpdate
+from stablerank.probes.adapters.folder import open_adapter
 from stablerank.probes.evaluate import Subject
 from stablerank.probes.sources.folder import open_source
 from stablerank.probes.sources.splitting import MatrixPart, matrices, why_not

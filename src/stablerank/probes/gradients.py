@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 
-from stablerank.probes.blocks import LINEAR, choose, counted, first_input, misaligned, row_name, token_mask
+from stablerank.probes.hooks import LINEAR, choose, counted, first_input, misaligned, row_name, token_mask
 from stablerank.probes.rows import Moment, geometry_row
 from stablerank.runs.geometry_rows import GeometryRow
 from stablerank.spectral.exact import Estimate, frobenius_estimates, spectrum, stable_rank_estimates, undefined
@@ -199,9 +199,8 @@ def stable_rank_null(out_features: int, in_features: int, rank: int | None) -> N
         return dense_null(out_features, in_features)
     draws = _MANY_DRAWS if rank <= _SMALL else FEWEST_DRAWS
     spectra = gaussian_spectra(out_features, in_features, rank, draws=draws, seed=0)
-    return summary(
-        np.array([stable_rank(torch.from_numpy(values_R)).item() for values_R in spectra]), "gaussian_factors"
-    )
+    sample = np.array([stable_rank(torch.from_numpy(values_R)).item() for values_R in spectra])
+    return summary(sample, "gaussian_factors")
 
 
 class _Hold(torch.autograd.Function):

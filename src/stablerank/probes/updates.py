@@ -6,8 +6,8 @@ Contract: reads weights only; no forward pass, no gradient, no random state, no 
 is ``scale * B A`` of the factors as they stand, merged or not, and is never formed; a full update is the trained weight
 minus its snapshot. At step 0 of an ordinary LoRA the update is exactly zero: stable rank NaN, status ``zero``.
 
-Numerics: spectral/exact.py (fp64, rounding interval, hence confidence 1). Cost: adapters of one shape share one batched
-QR and SVD; a full update pays a dense SVD, which dominates from matrices of about 1000 by 1000.
+Numerics: adapters in fp64 with a rounding interval (spectral/exact.py), those of one shape in one batched QR and SVD;
+full updates by certified Lanczos (spectral/certified.py): within 1e-3 but for a probability of 1e-6, a few passes each.
 
 A row's ``layer`` is the first number in the name and ``module`` what follows it. Encoder-decoder models number two
 stacks alike and are outside the domain.
@@ -27,18 +27,20 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from stablerank.errors import ModelError
+from stablerank.probes.rows import Moment, geometry_row
 from stablerank.runs.geometry_rows import GeometryRow
+from stablerank.spectral.certified import DELTA, top_of_spectrum
 from stablerank.spectral.exact import (
     Estimate,
     Spectra,
     factored_spectra,
     frobenius_estimates,
-    spectrum,
     stable_rank_estimates,
 )
 from stablerank.spectral.nulls import NO_NULL, Null, dense_null, factored_null
 from stablerank.spectral.operators import Difference, Factored
 from stablerank.spectral.precision import at_least_fp32
+
 
 @dataclass(frozen=True, eq=False)
 class NamedUpdate:
@@ -85,24 +87,15 @@ def full_updates(model: nn.Module, initial: Mapping[str, Tensor]) -> list[NamedU
 def measure_updates(updates: Sequence[NamedUpdate], *, run: str, seed: int, step: int) -> list[GeometryRow]:
     """Two rows an update, ``stable_rank`` and ``frobenius``, in the order of ``updates``."""
     measured: dict[int, list[tuple[str, Estimate, Null]]] = {}
-    for indices, spectra, null in _batches([update.operator for update in updates]):
-        ranks, norms = stable_rank_estimates(spectra), frobenius_estimates(spectra)
+    for indices, ranks, norms, null in _batches([update.operator for update in updates]):
         for index, rank, norm in zip(indices, ranks, norms, strict=True):
             measured[index] = [("stable_rank", rank, null), ("frobenius", norm, NO_NULL)]
+    moment = Moment(run, seed, step)
     return [
-        _row(update.name, metric, estimate, null, run=run, seed=seed, step=step)
+        geometry_row(update.name, "update", metric, estimate, null, moment, delta=DELTA)
         for index, update in enumerate(updates)
         for metric, estimate, null in measured[index]
     ]
-
-
-def layer_and_module(name: str) -> tuple[int | None, str]:
-    """Split a module's name at its first number: ``model.layers.3.mlp.up_proj`` is ``(3, "mlp.up_proj")``."""
-    parts = name.split(".")
-    for position, part in enumerate(parts[:-1]):
-        if part.isdecimal():
-            return int(part), ".".join(parts[position + 1 :])
-    return None, name
 
 
 def _factors(layer: LoraLayer, adapter: str) -> Factored | None:
@@ -133,18 +126,24 @@ def _before(initial: Mapping[str, Tensor], name: str) -> Tensor:
     return initial[name]
 
 
-def _batches(operators: Iterable[Factored | Difference]) -> Iterator[tuple[list[int], Spectra, Null]]:
-    """Spectra with the null of their structure, and the positions they belong to; factored updates batched by shape."""
+Batch = tuple[list[int], list[Estimate], list[Estimate], Null]
+
+
+def _batches(operators: Iterable[Factored | Difference]) -> Iterator[Batch]:
+    """Positions, stable ranks and norms, with the null of their structure; factored updates batched by shape."""
     factored: dict[tuple[object, ...], list[tuple[int, Factored]]] = defaultdict(list)
     for index, operator in enumerate(operators):
         if isinstance(operator, Difference):
-            yield [index], spectrum(operator), dense_null(*operator.shape)
+            top = top_of_spectrum(operator)
+            yield [index], [top.stable_rank()], [top.frobenius_norm()], dense_null(*operator.shape)
         else:
             b_OR = operator.b_OR
             factored[(*operator.shape, b_OR.shape[1], b_OR.dtype, b_OR.device)].append((index, operator))
     for group in factored.values():
         indices, members = zip(*group, strict=True)
-        yield list(indices), _stacked_spectra(members), factored_null(*members[0].shape, members[0].b_OR.shape[1])
+        spectra = _stacked_spectra(members)
+        null = factored_null(*members[0].shape, members[0].b_OR.shape[1])
+        yield list(indices), stable_rank_estimates(spectra), frobenius_estimates(spectra), null
 
 
 def _stacked_spectra(members: Sequence[Factored]) -> Spectra:
@@ -152,27 +151,3 @@ def _stacked_spectra(members: Sequence[Factored]) -> Spectra:
     a_NRI = torch.stack([member.a_RI for member in members])
     scale_N = torch.tensor([member.scale for member in members], dtype=torch.float64, device=b_NOR.device)
     return factored_spectra(b_NOR, a_NRI, scale_N)
-
-
-def _row(name: str, metric: str, estimate: Estimate, null: Null, *, run: str, seed: int, step: int) -> GeometryRow:
-    layer, module = layer_and_module(name)
-    return GeometryRow(
-        run=run,
-        seed=seed,
-        step=step,
-        layer=layer,
-        module=module,
-        kind="update",
-        metric=metric,
-        value=estimate.value,
-        lower=estimate.lower,
-        upper=estimate.upper,
-        confidence=1.0,
-        status=estimate.status,
-        passes=estimate.passes,
-        null=null.median,
-        null_low=null.low,
-        null_high=null.high,
-        null_kind=null.kind,
-        tokens=None,
-    )

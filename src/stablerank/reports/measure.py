@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -149,7 +150,7 @@ class HeatMap:
     cells: tuple[Cell, ...]
     outside: Rows
 
-    @property
+    @cached_property
     def against_null(self) -> bool:
         """Whether cells are read as a ratio to their null: updates whose every value has one."""
         members = [member for cell in self.cells for member in cell.members if member.has_value]

@@ -83,7 +83,7 @@ def write_measure_report(out_folder: Path) -> Path:
 def page(measurement: Measurement) -> str:
     """The whole page as text."""
     rows, found = measurement.rows, measure.metrics(measurement.rows)
-    lines = table_lines(rows, found)
+    matrices = by_matrix(rows)
     template = html._environment().get_template("measure.html.j2")
     return template.render(
         name=measurement.folder.resolve().name,
@@ -95,8 +95,8 @@ def page(measurement: Measurement) -> str:
         panels=[_panel(rows, metric) for metric in found],
         strips=measure_figures.strips(rows, found[0]) if found else [],
         metrics=found,
-        lines=lines[:LONGEST_TABLE],
-        matrices=len(lines),
+        lines=[_line(matrix, found) for matrix in matrices[:LONGEST_TABLE]],
+        matrices=len(matrices),
         most_names=MOST_NAMES,
         levels=measure_figures.LEVELS,
         palette=Markup(measure_figures.palette_css()),
@@ -105,12 +105,12 @@ def page(measurement: Measurement) -> str:
     )
 
 
-def table_lines(rows: Rows, metrics: Sequence[str]) -> list[TableLine]:
-    """One line a matrix, in order of appearance."""
+def by_matrix(rows: Rows) -> list[dict[str, MeasuredRow]]:
+    """The rows of each matrix by metric, matrices in order of appearance."""
     matrices: dict[tuple[str, str], dict[str, MeasuredRow]] = {}
     for row in rows:
         matrices.setdefault((row.name, row.module), {})[row.metric] = row
-    return [_line(found, metrics) for found in matrices.values()]
+    return list(matrices.values())
 
 
 def _line(found: Mapping[str, MeasuredRow], metrics: Sequence[str]) -> TableLine:

@@ -26,9 +26,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from stablerank.spectral.certificate import least_overlap, rounding_allowance, shortfall
-from stablerank.spectral.exact import Estimate, Spectra, Status, spectrum, undefined
+from stablerank.spectral.exact import Estimate, Spectra, Status, frobenius_estimates, spectrum, undefined
 from stablerank.spectral.gram import gram_matrix
 from stablerank.spectral.lanczos import BlockLanczos, random_start
 from stablerank.spectral.operators import BLOCK_ENTRIES, Dense, Factored, Stored, row_blocks
@@ -72,7 +73,7 @@ class Top:
     def spectral_norm(self) -> Estimate:
         """``sigma_1``; exactly 0 for the zero matrix."""
         if self.status == "zero":
-            return Estimate(0.0, 0.0, self.frobenius, self.passes, "exact")
+            return Estimate(0.0, 0.0, self.sigma_high, self.passes, "exact")
         if math.isnan(self.sigma):
             return undefined(self.status, self.passes)
         return Estimate(self.sigma, self.sigma_low, self.sigma_high, self.passes, self.status)
@@ -81,6 +82,8 @@ class Top:
         """``F``; exactly 0 for the zero matrix."""
         if not math.isfinite(self.frobenius):
             return undefined(self.status, self.passes)
+        if self.status == "zero":
+            return Estimate(self.frobenius, 0.0, self.sigma_high, self.passes, "exact")
         error = self.frobenius * self.frobenius_error
         return Estimate(self.frobenius, self.frobenius - error, self.frobenius + error, self.passes, "exact")
 
@@ -113,44 +116,64 @@ def top_of_spectrum(
     shorter = min(operator.shape)
     if shorter == 0:
         return Top("empty")
-    operator = _working_copy(operator)
-    norm, error = _frobenius(operator)
+    converted = _working_copy(operator)
+    norm, error = _frobenius(converted)
     if not _SAFE_NORM[0] <= norm <= _SAFE_NORM[1]:
         return _extreme(operator)
     if shorter <= max(SMALL_SIDE, 4 * width):
         return _from_gram(operator, passes=2)
-    return _by_lanczos(operator, norm, error, rtol=rtol, delta=delta, width=width, seed=seed)
+    run = BlockLanczos(converted, _start(converted, width, seed), _capacity(shorter, width))
+    certificate = _Certificate(run, delta, operator.entry_rounding * norm)
+    top = _by_lanczos(certificate, norm, error + operator.entry_rounding, rtol)
+    if top.status == "open" and shorter <= LARGEST_GRAM:
+        return _from_gram(operator, passes=top.passes + 1)
+    return top
 
 
-def _by_lanczos(
-    operator: Stored, norm: float, error: float, *, rtol: float, delta: float, width: int, seed: int
-) -> Top:
-    """Lanczos steps until sigma_1 is certified; the Gram matrix or status ``open`` where that does not happen."""
-    shorter = min(operator.shape)
-    like = operator.rows(slice(0, 1))
-    capacity = min(shorter // (2 * width), _MOST_VECTORS // width)
-    run = BlockLanczos(operator, random_start(width, shorter, seed=seed, like=like), capacity)
-    epsilon = least_overlap(width, shorter, delta)
-    allowance = rounding_allowance(operator.shape, like.dtype)
-    passes = 2 if operator.shape[0] < operator.shape[1] else 1
+class _Certificate:
+    """What a Lanczos run shows about sigma_1; ``perturbation`` is how far its matrix may be from the true one."""
+
+    def __init__(self, run: BlockLanczos, delta: float, perturbation: float) -> None:
+        self.run, self.perturbation = run, perturbation
+        width, size = run.start_BK.shape
+        self.epsilon = least_overlap(width, size, delta)
+        self.allowance = rounding_allowance(run.operator.shape, run.start_BK.dtype)
+
+    def look(self) -> None:
+        """Take T, its largest eigenvalue theta, and eta as the run stands."""
+        self.tridiagonal_NN, defect = self.run.tridiagonal()
+        self.theta = torch.linalg.eigvalsh(self.tridiagonal_NN)[-1].item()
+        self.eta = max(self.allowance * self.theta, 8 * defect) + 2 * self.perturbation * math.sqrt(self.theta)
+
+    def missing(self, x: float) -> float:
+        """Below 1: ``lambda_1 < x`` is shown."""
+        return shortfall(x, self.run, self.tridiagonal_NN, epsilon=self.epsilon, eta=self.eta)
+
+    def least_shown(self, ceiling: float) -> float:
+        """The least x on a geometric grid between theta and ``ceiling`` that is shown to exceed lambda_1."""
+        x, excess = self.theta, 1e-3 * self.theta
+        while x < ceiling:
+            x, excess = x + excess, 1.5 * excess
+            if self.missing(x) < 1:
+                return x
+        return ceiling
+
+
+def _by_lanczos(certificate: _Certificate, norm: float, error: float, rtol: float) -> Top:
+    """Lanczos steps until sigma_1 is certified; status ``open`` where that does not happen."""
+    run, pace = certificate.run, _Pace()
     # F^2 and sigma_1^2 share rtol.
     widening = (1 + rtol) * (1 - error) ** 2
-    pace = _Pace()
-    while run.steps < capacity:
+    while run.steps < run.capacity:
         run.step()
-        if run.steps < min(pace.due, capacity):
+        if run.steps < min(pace.due, run.capacity):
             continue
-        tridiagonal_NN, defect = run.tridiagonal()
-        theta = torch.linalg.eigvalsh(tridiagonal_NN)[-1].item()
-        eta = max(allowance * theta, 8 * defect)
-        missing = shortfall(theta * widening, run, tridiagonal_NN, epsilon=epsilon, eta=eta)
+        certificate.look()
+        missing = certificate.missing(certificate.theta * widening)
         if missing < 1:
-            return _top("certified", shorter, norm, error, theta, eta, theta * widening, 1 + passes * run.steps)
+            return _lanczos_top("certified", certificate, norm, error, certificate.theta * widening)
         pace.observe(run.steps, missing)
-    if shorter <= LARGEST_GRAM:
-        return _from_gram(operator, passes=2 + passes * run.steps)
-    above = _shown(run, theta, norm**2, epsilon, eta)
-    return _top("open", shorter, norm, error, theta, eta, above, 1 + passes * run.steps)
+    return _lanczos_top("open", certificate, norm, error, certificate.least_shown(norm**2))
 
 
 @dataclass
@@ -171,30 +194,40 @@ class _Pace:
         self.due = steps + ahead
 
 
-def _shown(run: BlockLanczos, theta: float, ceiling: float, epsilon: float, eta: float) -> float:
-    """The least x on a geometric grid between the Ritz value and F^2 that is shown to exceed lambda_1."""
-    tridiagonal_NN, _ = run.tridiagonal()
-    x, excess = theta, 1e-3 * theta
-    while x < ceiling:
-        x, excess = theta + excess, 1.5 * excess
-        if shortfall(x, run, tridiagonal_NN, epsilon=epsilon, eta=eta) < 1:
-            return x
-    return ceiling
+def _lanczos_top(status: Status, certificate: _Certificate, norm: float, error: float, above: float) -> Top:
+    run = certificate.run
+    rows, columns = run.operator.shape
+    passes = 1 + run.steps * (1 if rows >= columns else 2)
+    return _top(status, (rows, columns), (norm, error), certificate.theta, certificate.eta, above, passes)
 
 
 def _top(
-    status: Status, shorter: int, norm: float, error: float, theta: float, eta: float, above: float, passes: int
+    status: Status,
+    shape: tuple[int, int],
+    frobenius: tuple[float, float],
+    theta: float,
+    eta: float,
+    above: float,
+    passes: int,
 ) -> Top:
     low, value, high = (math.sqrt(max(x, 0.0)) for x in (theta - eta, theta, above))
-    return Top(status, shorter, norm, error, value, low, high, passes)
+    return Top(status, min(shape), *frobenius, value, low, high, passes)
+
+
+def _start(operator: Stored, width: int, seed: int) -> Tensor:
+    return random_start(width, min(operator.shape), seed=seed, like=operator.rows(slice(0, 1)))
+
+
+def _capacity(shorter: int, width: int) -> int:
+    return min(shorter // (2 * width), _MOST_VECTORS // width)
 
 
 def _from_gram(operator: Stored, passes: int) -> Top:
     """Exact: lambda_1 of the fp64 Gram matrix is good to rounding whatever the condition number."""
-    shorter = min(operator.shape)
     gram_KK, error = gram_matrix(operator)
     theta, norm_sq = torch.linalg.eigvalsh(gram_KK)[-1].item(), gram_KK.trace().item()
-    return _top("exact", shorter, math.sqrt(norm_sq), error / norm_sq, theta, error, theta + error, passes)
+    frobenius = math.sqrt(norm_sq), error / norm_sq
+    return _top("exact", operator.shape, frobenius, theta, error, theta + error, passes)
 
 
 def _extreme(operator: Stored) -> Top:
@@ -202,6 +235,9 @@ def _extreme(operator: Stored) -> Top:
     entries = operator.materialised()
     if not entries.isfinite().all():
         return Top("non_finite", min(operator.shape), passes=2)
+    if not entries.any():
+        # An unchanged weight is common, and its SVD slow.
+        return Top("zero", min(operator.shape), 0.0, sigma_high=0.0, passes=2)
     return _from_spectra(spectrum(Dense(entries)), "exact")
 
 
@@ -209,11 +245,12 @@ def _from_spectra(spectra: Spectra, status: Status) -> Top:
     values_K, error = spectra.values_NK[0], spectra.error_N[0].item()
     if len(values_K) == 0:
         return Top("empty")
-    norm, sigma = torch.linalg.vector_norm(values_K).item(), values_K[0].item()
+    norm, sigma = frobenius_estimates(spectra)[0].value, values_K[0].item()
     if not math.isfinite(sigma):
         return Top("non_finite", len(values_K), passes=1)
     if sigma <= error or sigma == 0:
-        return Top("zero", len(values_K), norm, passes=1)
+        # What cannot be told from zero: both norms lie below this.
+        return Top("zero", len(values_K), norm, sigma_high=norm + error, passes=1)
     return Top(status, len(values_K), norm, error / norm, sigma, max(sigma - error, 0.0), sigma + error, 1)
 
 

@@ -152,6 +152,7 @@ def _norm(entries_NK: Tensor) -> Tensor:
     """Euclidean norms in fp64, the largest entry taken out first so that no square over- or underflows."""
     if entries_NK.shape[1] == 0:
         return entries_NK.new_zeros(len(entries_NK), dtype=torch.float64)
-    largest_N = entries_NK.abs().amax(1).double()
+    entries_NK = entries_NK.double()
+    largest_N = entries_NK.abs().amax(1)
     unit_N = largest_N.masked_fill(largest_N == 0, 1.0)
-    return unit_N * torch.linalg.vector_norm(entries_NK.double() / unit_N[:, None], dim=1)
+    return unit_N * torch.linalg.vector_norm(entries_NK / unit_N[:, None], dim=1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stablerank.spectral.exact import Spectra, spectrum
-from stablerank.spectral.operators import Dense, Difference, Factored, row_blocks
+from stablerank.spectral.operators import Dense, Difference, Factored, row_slices
 
 _SAFE = 1e3
 
@@ -52,7 +52,7 @@ def gram_matrix(operator: Dense | Difference) -> tuple[Tensor, float]:
     longer, shorter = tall.shape
     device = operator.rows(slice(0, 1)).device
     gram_KK = torch.zeros(shorter, shorter, dtype=torch.float64, device=device)
-    for _, block in row_blocks(tall):
-        block_LK = block.double()
+    for chosen in row_slices(tall):
+        block_LK = tall.exact_rows(chosen)
         gram_KK.addmm_(block_LK.mT, block_LK)
     return gram_KK, (longer + 10 * shorter) * 2.0**-53 * gram_KK.trace().item()

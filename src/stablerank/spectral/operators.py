@@ -64,11 +64,21 @@ class Dense:
 
     def frobenius_sq(self) -> float:
         """``sum M^2``, without an fp64 copy."""
-        return torch.linalg.vector_norm(self.matrix_OI, dtype=torch.float64).item() ** 2
+        norms = (torch.linalg.vector_norm(block, dtype=torch.float64).item() for _, block in row_blocks(self))
+        return sum(norm**2 for norm in norms)
 
     def rows(self, chosen: slice) -> Tensor:
         """Some rows in fp32 at least; a view where nothing has to be converted."""
         return at_least_fp32(self.matrix_OI[chosen])
+
+    def exact_rows(self, chosen: slice) -> Tensor:
+        """Some rows in fp64, without any rounding."""
+        return self.matrix_OI[chosen].double()
+
+    @property
+    def entry_rounding(self) -> float:
+        """How far ``rows`` may be off, relative to an entry."""
+        return 0.0
 
     @property
     def mT(self) -> "Dense":
@@ -153,6 +163,17 @@ class Difference:
         after = self.after_OI[chosen]
         return at_least_fp32(after) - at_least_fp32(self.before_OI[chosen].to(after.device))
 
+    def exact_rows(self, chosen: slice) -> Tensor:
+        """Some rows in fp64; only entries that differ by more than 2^53 in size are rounded."""
+        after = self.after_OI[chosen]
+        return after.double() - self.before_OI[chosen].to(after.device).double()
+
+    @property
+    def entry_rounding(self) -> float:
+        """How far ``rows`` may be off, relative to an entry: the one rounding of the subtraction."""
+        widest = torch.promote_types(self.after_OI.dtype, self.before_OI.dtype)
+        return torch.finfo(torch.promote_types(widest, torch.float32)).eps / 2
+
     @property
     def mT(self) -> "Difference":
         """The transpose, a view."""
@@ -160,7 +181,7 @@ class Difference:
 
     def materialised(self) -> Tensor:
         """The difference in fp64."""
-        return self.after_OI.double() - self.before_OI.to(self.after_OI.device).double()
+        return self.exact_rows(slice(None))
 
 
 Stored = Dense | Difference
@@ -170,12 +191,17 @@ BLOCK_ENTRIES = 2**17
 """Entries of a converted block: 512 KiB in fp32, so that a second product with it finds it in the L2 cache."""
 
 
-def row_blocks(operator: Stored) -> Iterator[tuple[slice, Tensor]]:
-    """One pass over the matrix: blocks of whole rows, converted one at a time, and where they lie."""
+def row_slices(operator: Stored) -> Iterator[slice]:
+    """Where the blocks of one pass lie: whole rows, about ``BLOCK_ENTRIES`` entries each."""
     rows, columns = operator.shape
     step = max(16, BLOCK_ENTRIES // max(columns, 1))
     for start in range(0, rows, step):
-        chosen = slice(start, min(start + step, rows))
+        yield slice(start, min(start + step, rows))
+
+
+def row_blocks(operator: Stored) -> Iterator[tuple[slice, Tensor]]:
+    """One pass over the matrix: blocks of rows, converted one at a time, and where they lie."""
+    for chosen in row_slices(operator):
         yield chosen, operator.rows(chosen)
 
 

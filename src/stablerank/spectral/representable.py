@@ -25,8 +25,8 @@ relative of the truth on Gaussian, rank-1 and rank-8 updates of 1e-1 to 1e-4 on 
 a tenth of the entries was trained. Fewer than 100 ruler entries, as for norm weights near 1, give NaN: the update lies
 below what this base can show. The container has to be the storage type: bf16 values cast to fp32 read as 1.
 
-Numerics: fp64, in blocks, three passes, no whole copy; at most 2^16 ruler entries, drawn with a fixed seed. fp32 gives 1
-to 1e-6 for all but the smallest updates. Zero updates and non-finite entries give NaN.
+Numerics: fp64, in blocks, three passes, no whole copy; at most 2^16 ruler entries, drawn with a fixed seed. fp32 gives
+1 to 1e-6 for all but the smallest updates. Zero updates and non-finite entries give NaN.
 
 Left out on purpose: stochastic rounding (unbiased: the uniform formula's regime), denoising of the update.
 """

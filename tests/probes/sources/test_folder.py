@@ -185,6 +185,10 @@ def test_scaled_fp8_codes_are_not_taken_for_weights(tmp_path):
     assert set(by_name(source)) == {"a.weight_scale_inv", "b.weight"}
     (problem,) = source.problems
     assert "'a.weight_scale_inv'" in problem.reason
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    weight_map = {"a.weight": "a.safetensors", "b.weight": "a.safetensors", "b.weight_scale": "lost.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert set(by_name(open_source(tmp_path))) == {"a.weight_scale_inv"}
 
 
 def test_pickles_are_refused_with_the_way_out_and_ignored_beside_safetensors(tmp_path):
@@ -202,9 +206,11 @@ def test_an_adapter_folder_is_told_from_a_model(model, tmp_path):
     get_peft_model(LlamaForCausalLM(model.config), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
     assert "--adapter" in sentence_of(tmp_path)
     assert open_source(tmp_path / "adapter_model.safetensors").tensors
+    (tmp_path / "adapter_config.json").unlink()
+    assert "--adapter" in sentence_of(tmp_path)
 
 
-def test_nothing_to_read(tmp_path, monkeypatch):
+def test_nothing_to_read(tmp_path):
     assert "does not exist" in sentence_of(tmp_path / "absent")
     assert "does not exist" in sentence_of("~nobody-by-this-name/model\0")
     assert "holds no .safetensors" in sentence_of(tmp_path)

@@ -87,6 +87,7 @@ def test_a_stored_tensor_can_be_sent_to_another_process(file):
     [
         (entry(4, 8, [1], "F4"), "'F4'"),
         (entry(4, 8, [2]), "4 bytes"),
+        (entry(4, 12, [1]), "8 bytes"),
         (entry(8, 4, [1]), "-4 bytes"),
         (entry(-4, 0, [1]), "whole numbers"),
         (entry(4, 8, [-1]), "whole numbers"),
@@ -116,11 +117,12 @@ def test_a_name_that_comes_twice_is_seen(file):
 
 
 def test_overlapping_tensors_are_both_refused_and_named(file):
-    spans = {"whole": entry(0, 16, [4]), "inside": entry(4, 8, [1]), "after": entry(16, 20, [1])}
-    tensors, problems = contents(write(file, spans, bytes(20)))
+    spans = {"whole": entry(0, 16, [4]), "inside": entry(4, 8, [1]), "tail": entry(12, 16, [1])}
+    tensors, problems = contents(write(file, spans | {"after": entry(16, 20, [1])}, bytes(20)))
     assert list(tensors) == ["after"]
     assert "'whole'" in problems["inside"]
     assert "'inside'" in problems["whole"]
+    assert "'whole'" in problems["tail"]
 
 
 @pytest.mark.parametrize(

@@ -209,8 +209,9 @@ def test_column_stacks_without_interleaving():
         tensor = torch.rand(2, 6, 8)
         gate, up, *_ = matrices(fake("layers.0.mlp.experts.gate_up_proj", 2, 6, 8), config)
         assert torch.equal(torch.cat([gate.select(tensor), up.select(tensor)], dim=1), tensor[0])
-        square = matrices(fake("layers.0.mlp.experts.gate_up_proj", 2, 6, 6), config)
-        assert square[0].shape == (6, 3)
+        square = fake("layers.0.mlp.experts.gate_up_proj", 2, 6, 6)
+        assert matrices(square, config)[0].shape == (6, 3)
+        assert matrices(square, config | {"model_type": "olmoe"})[0].shape == (3, 6)
 
 
 def test_granite_names_and_shared_expert(tmp_path):
@@ -306,6 +307,8 @@ def test_plain_matrices_are_themselves():
         (fake("q.qweight", 4, 4, dtype="I32"), "integer"),
         (fake("c", 4, 4, dtype="C64"), "complex"),
         (fake("e.weight", 0, 4), "empty"),
+        (fake("q_proj.weight_scale_inv", 2, 4), "quantisation scales"),
+        (fake("q_proj.scales", 2, 4), "quantisation scales"),
         (fake("w.weight", 4, 4, dtype="Q4_1"), None),
         (fake("w.weight", 4, 4, dtype="F8_E4M3"), None),
         (fake("w.weight", 4, 4, dtype="IQ4_NL"), None),

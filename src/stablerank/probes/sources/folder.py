@@ -115,7 +115,7 @@ def _gguf_files(folder: Path) -> list[Path]:
 
 
 def _nothing_readable(folder: Path) -> ModelError:
-    if (folder / "adapter_config.json").is_file():
+    if (folder / "adapter_config.json").is_file() or _files(folder, "adapter_*.safetensors"):
         return ModelError(f"{folder} is a PEFT adapter and not a model; add --adapter to measure its update.")
     pickles = [path for path in _files(folder, "*") if path.suffix in _PICKLES]
     if pickles:
@@ -171,7 +171,7 @@ def _gathered(files: Iterable[Path], owner: dict[str, Path]) -> tuple[list[Store
             used = tensor if owner.get(tensor.name) == tensor.file else earlier
             tensors[tensor.name] = used
             problems.append(_duplicate(tensor, earlier, used))
-    scaled = _without_scales(tensors)
+    scaled = _without_scales(tensors, {*tensors, *owner, *(problem.tensor for problem in problems)})
     return [tensor for name, tensor in tensors.items() if name not in scaled], problems + list(scaled.values())
 
 
@@ -185,10 +185,11 @@ def _duplicate(tensor: StoredTensor, earlier: StoredTensor, used: StoredTensor) 
     return Problem(str(tensor.file), tensor.name, reason)
 
 
-def _without_scales(tensors: dict[str, StoredTensor]) -> dict[str, Problem]:
+def _without_scales(tensors: dict[str, StoredTensor], known: set[str | None]) -> dict[str, Problem]:
+    """Problems of FP8 codes whose scales are among the ``known`` names, even if the scales cannot be read."""
     problems = {}
     for name, tensor in tensors.items():
-        scales = [name + ending for ending in _SCALE_ENDINGS if name + ending in tensors]
+        scales = [name + ending for ending in _SCALE_ENDINGS if name + ending in known]
         if tensor.dtype.startswith("F8") and scales:
             reason = (
                 f"Its {tensor.dtype} codes are the weights only after the scales in {scales[0]!r}; save it in BF16."

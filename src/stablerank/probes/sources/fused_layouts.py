@@ -78,7 +78,9 @@ def expert_layout(shape: Shape, config: Config) -> Layout:
     if hidden not in shape:
         raise LayoutUnknownError(f"neither side of {rows} x {columns} is the hidden size {hidden}")
     if rows == columns and model_type in _EITHER_STACKS:
-        raise LayoutUnknownError(f"{model_type} is stored in two ways that a square slice does not tell apart")
+        raise LayoutUnknownError(
+            f"model type {model_type!r} is stored in two ways that a square slice does not tell apart"
+        )
     axis = int(model_type in _COLUMN_STACKS if rows == columns else rows == hidden)
     if model_type == "gpt_oss":
         return _checked(Layout(axis, shape[axis] // 2, (("gate_proj", 1), ("up_proj", 1))), shape)
@@ -210,4 +212,4 @@ _ALWAYS_FUSED = frozenset(_RULES) - {"Wi", "input_linear"}
 _COLUMN_STACKS = frozenset({"gpt_oss", "openai_privacy_filter", "llama4", "llama4_text", "aria", "aria_text"})
 """Stacks on disk as (experts, hidden, 2 x intermediate)."""
 _EITHER_STACKS = frozenset({"", "qwen3_vl_moe", "qwen3_vl_moe_text"})
-"""By columns from the hub, by rows from transformers 5."""
+"""By columns from the hub, by rows from transformers 5; without a model type, either."""

@@ -32,6 +32,7 @@ from stablerank.probes.sources.stored import StoredTensor
 
 _TOWER = re.compile(r"vision|visual|audio|image")
 _TOWER_CONFIG: Config = {"model_type": "vision or audio tower"}
+_SCALES = re.compile(r"(_scale|_scale_inv|[._]scales|\.absmax|\.SCB)$")
 _DBRX_EXPERTS = re.compile(r"\.experts\.mlp\.(w1|v1|w2)$")
 _GRANITE_STACKS = {"input_linear": "gate_up_proj", "output_linear": "down_proj"}
 
@@ -61,6 +62,8 @@ def why_not(tensor: StoredTensor) -> str | None:
         return "complex"
     if 0 in tensor.shape:
         return "empty"
+    if _SCALES.search(tensor.name):
+        return "quantisation scales"
     if len(tensor.shape) < 2 or tensor.name.endswith("bias"):
         return "vector"
     if len(tensor.shape) == 2 or (len(tensor.shape) == 3 and _stack_name(tensor.name)):

@@ -25,11 +25,11 @@ import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapter_adalora import adalora_updates
-from stablerank.probes.adapter_layers import PARTS, peft_updates
-from stablerank.probes.adapter_lora import lora_updates, subtracts
-from stablerank.probes.adapter_lycoris import loha_updates, lokr_updates
-from stablerank.probes.adapter_types import AdapterFile, AdapterSource, BaseWeight, StoredUpdate, each_module
+from stablerank.probes.adapters.adalora import adalora_updates
+from stablerank.probes.adapters.layers import PARTS, peft_updates
+from stablerank.probes.adapters.lora import lora_updates, subtracts
+from stablerank.probes.adapters.lycoris import loha_updates, lokr_updates
+from stablerank.probes.adapters.types import AdapterFile, AdapterSource, BaseWeight, StoredUpdate, each_module
 from stablerank.probes.sources.safetensors_files import safetensors_contents
 from stablerank.probes.sources.stored import Problem, StoredTensor
 
@@ -204,10 +204,10 @@ def _notes(found: AdapterFile, initial: AdapterFile | None) -> Iterator[str]:
     if config.get("save_projection") is False:
         yield "save_projection is off: the shared projections are drawn again from projection_prng_key, as PEFT does."
     if found.biases:
-        yield f"{found.biases} biases are skipped: a vector has no spectrum."
+        yield f"Biases skipped, for a vector has no spectrum: {found.biases}."
     if found.token_rows:
-        yield f"{found.token_rows} rows of trainable_token_indices are skipped: they replace rows of a matrix."
+        yield f"Rows of trainable_token_indices skipped, for they replace rows of a matrix: {found.token_rows}."
     if found.replaced:
-        yield f"{len(found.replaced)} tensors are saved whole (modules_to_save): their update needs the base."
+        yield f"Tensors saved whole (modules_to_save), whose update needs the base: {len(found.replaced)}."
     if others := _sub_adapters(found.path.parent):
         yield f"Other adapters lie in sub-folders: {', '.join(folder.name for folder in others)}."

@@ -5,7 +5,7 @@ beyond 1e-10 is a wrong formula.
 """
 
 import json
-import re
+import pickle
 import shutil
 
 import numpy as np
@@ -23,11 +23,10 @@ from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
 )
-from transformers.pytorch_utils import Conv1D
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapters import MEASURABLE, open_adapter
-from stablerank.spectral.exact import spectrum
+from stablerank.probes.adapters.folder import MEASURABLE, open_adapter
+from stablerank.spectral.exact import spectrum, stable_rank_exact
 from stablerank.spectral.operators import Dense, Factored
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -394,3 +393,258 @@ def test_types_that_peft_computes(kind, tmp_path):
     assert_updates(source, before, after, atol=1e-6)
     assert torch.equal(torch.get_rng_state(), state)
     assert any("drawn again" in note for note in source.notes) == ("drawn" in kind)
+
+
+@pytest.mark.parametrize("kind", set(LAYERS) - set(FROM_THE_FILE))
+def test_types_whose_shapes_only_the_base_knows(kind, tmp_path):
+    saved(trained(llama(), LAYERS[kind]()), tmp_path)
+    with pytest.raises(ModelError, match="--against BASE"):
+        open_adapter(tmp_path)
+    with pytest.raises(ModelError, match="the base has no weight"):
+        open_adapter(tmp_path, base_weight=lambda name: None)
+
+
+def test_shared_projection_of_another_base(tmp_path):
+    saved(trained(llama(), LAYERS["VERA"]()), tmp_path)
+    update, *_ = open_adapter(tmp_path, base_weight=lambda name: torch.zeros(48, 48)).updates
+    with pytest.raises(ModelError, match="says PEFT"):
+        update.build()
+
+
+def test_a_lost_shared_tensor(tmp_path):
+    model = llama()
+    before = weights(model)
+    saved(trained(model, LAYERS["VBLORA"]()), tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.pop("base_model.vblora_vector_bank"))
+    update, *_ = open_adapter(tmp_path, base_weight=before.get).updates
+    with pytest.raises(ModelError, match="vblora_vector_bank"):
+        update.build()
+
+
+def lora_folder(folder, model=llama, **settings):
+    return saved(trained(model(), peft.LoraConfig(r=4, **{"target_modules": ["q_proj"]} | settings)), folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_keep_their_dtype(dtype, tmp_path):
+    wrapped = trained(llama(), peft.LoraConfig(r=4, target_modules=["q_proj"])).to(dtype)
+    update = open_adapter(saved(wrapped, tmp_path)).updates[0]
+    factored = update.build()
+    assert factored.b_OR.dtype == factored.a_RI.dtype == dtype
+    layer = wrapped.get_submodule(f"base_model.model.{update.name}")
+    assert torch.equal(factored.a_RI, layer.lora_A["default"].weight)
+    assert torch.equal(factored.b_OR, layer.lora_B["default"].weight)
+
+
+def test_what_is_not_an_update_is_told(tmp_path):
+    settings = {"modules_to_save": ["ln_f"], "bias": "all", "trainable_token_indices": {"wte": [1, 2]}}
+    model = gpt2()
+    wrapped = trained(model, peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, **settings))
+    source = open_adapter(saved(wrapped, tmp_path))
+    [norm] = source.replaced
+    assert norm.name == "transformer.ln_f.weight"
+    assert torch.equal(norm.read(), weights(wrapped)["base_model.model.transformer.ln_f.modules_to_save.default"])
+    told = " ".join(source.notes)
+    biases = sum(name.endswith(".bias") for name in load_file(tmp_path / "adapter_model.safetensors"))
+    assert f"no spectrum: {biases}." in told and "of a matrix: 2." in told and "the base: 1." in told
+
+
+def test_several_adapters_in_one_folder(tmp_path):
+    wrapped = trained(llama(), peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    wrapped.add_adapter("second", peft.LoraConfig(r=2, target_modules=["v_proj"]))
+    saved(wrapped, tmp_path)
+    assert "second" in " ".join(open_adapter(tmp_path).notes)
+    second = open_adapter(tmp_path, adapter="second")
+    assert [update.build().b_OR.shape for update in second.updates] == [(12, 2)] * 2
+    (tmp_path / "adapter_config.json").unlink()
+    assert open_adapter(tmp_path).path == tmp_path / "second"
+    shutil.copytree(tmp_path / "second", tmp_path / "third")
+    with pytest.raises(ModelError, match="second, third"):
+        open_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["IA3", "OFT", "BOFT", "PROMPT_TUNING", "XLORA", "not one"])
+def test_types_without_an_additive_update(kind, tmp_path):
+    edit_config(lora_folder(tmp_path), peft_type=kind)
+    with pytest.raises(ModelError, match=f"{kind} adapter, and this type has no additive weight update"):
+        open_adapter(tmp_path)
+
+
+def test_the_types_are_those_of_peft():
+    assert set(MEASURABLE) <= {kind.value for kind in peft.PeftType}
+
+
+@pytest.mark.parametrize("setting", ["use_qalora", "use_bdlora", "arrow_config"])
+def test_settings_that_make_another_update(setting, tmp_path):
+    edit_config(lora_folder(tmp_path), **{setting: {"nblocks": 2}})
+    source = open_adapter(tmp_path)
+    assert source.updates == () and setting in source.problems[0].reason
+
+
+def test_a_setting_that_peft_does_not_know(tmp_path):
+    edit_config(lora_folder(tmp_path), sine_omega=200.0, another=None)
+    source = open_adapter(tmp_path)
+    assert len(source.updates) == 2
+    [problem] = source.problems
+    assert "sine_omega = 200.0" in problem.reason and "another" not in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r": 8}, "rank 4, but adapter_config.json gives it rank 8"),
+        ({"r": 0}, "rank 0"),
+        ({"r": None}, "r = None"),
+        ({"lora_alpha": "much"}, "lora_alpha = 'much'"),
+        ({"rank_pattern": {"(": 3}}, "no regular expression"),
+        ({"rank_pattern": [3]}, "not a mapping"),
+    ],
+)
+def test_settings_that_cannot_be(settings, words, tmp_path):
+    edit_config(lora_folder(tmp_path), **settings)
+    source = open_adapter(tmp_path)
+    assert source.updates == ()
+    assert all(words in problem.reason for problem in source.problems) and len(source.problems) == 2
+
+
+def test_peft_refuses_the_rank_that_we_refuse(tmp_path):
+    edit_config(lora_folder(tmp_path), r=8)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        PeftModel.from_pretrained(llama(), tmp_path)
+
+
+def lose(part):
+    return lambda tensors: tensors.pop(f"base_model.model.{Q}.{part}")
+
+
+def replace(part, tensor):
+    return lambda tensors: tensors.update({f"base_model.model.{Q}.{part}": tensor})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lose("lora_B.weight"), "lora_A without lora_B"),
+        (lose("lora_A.weight"), "lora_B without lora_A"),
+        (replace("lora_B.weight", torch.ones(24, 3)), "do not chain"),
+        (replace("lora_A.weight", torch.ones(0)), "shards"),
+        (replace("lora_theta", torch.ones(4, 4)), "lora_theta beside its factors"),
+        (replace("lora_diag", torch.ones(3)), "diagonal of shape"),
+    ],
+)
+def test_one_bad_module_does_not_stop_the_others(change, words, tmp_path):
+    edit_tensors(lora_folder(tmp_path), change)
+    source = open_adapter(tmp_path)
+    assert [update.name for update in source.updates] == [Q.replace("0", "1")]
+    [problem] = source.problems
+    assert (problem.file, problem.tensor) == (str(tmp_path / "adapter_model.safetensors"), Q)
+    assert words in problem.reason
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "C3A", "DELORA", "GRALORA"])
+def test_one_bad_module_of_another_type(kind, tmp_path):
+    lycoris = {"loha": peft.LoHaConfig, "lokr": peft.LoKrConfig}
+    config = lycoris[kind](r=2, target_modules=LINEAR) if kind in lycoris else LAYERS[kind]()
+    saved(trained(llama(), config), tmp_path)
+    whole = len(open_adapter(tmp_path).updates)
+    part = {"loha": "hada_w1_a", "lokr": "lokr_w1", "C3A": "c3a_kernel", "DELORA": "delora_B", "GRALORA": "gralora_A"}
+    edit_tensors(tmp_path, replace(part[kind], torch.ones(3)))
+    source = open_adapter(tmp_path)
+    assert len(source.updates) == whole - 1 and [problem.tensor for problem in source.problems] == [Q]
+
+
+def test_parts_that_do_not_fit(tmp_path):
+    saved(trained(llama(), peft.LoHaConfig(r=2, target_modules=["q_proj"])), tmp_path)
+    edit_tensors(tmp_path, replace("hada_w2_a", torch.ones(2, 3)))
+    with pytest.raises(ModelError, match="do not fit together"):
+        open_adapter(tmp_path).updates[0].build()
+
+
+def test_rank_of_other_types(tmp_path):
+    saved(trained(llama(), peft.LoHaConfig(r=2, target_modules=["q_proj"])), tmp_path)
+    edit_config(tmp_path, r=4)
+    assert all("parts of rank 2" in problem.reason for problem in open_adapter(tmp_path).problems)
+
+
+def test_a_file_that_is_cut_off(tmp_path):
+    file = lora_folder(tmp_path) / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    source = open_adapter(tmp_path)
+    assert [update.name for update in source.updates] == [Q]
+    assert len(source.problems) == 2  # the tensor that is cut, and the module that lacks it
+    file.write_bytes(b"")
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        open_adapter(tmp_path)
+
+
+def remove_weights(folder):
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def pickle_weights(folder):
+    remove_weights(folder)
+    torch.save({}, folder / "adapter_model.bin")
+
+
+def empty_weights(folder):
+    save_file({}, folder / "adapter_model.safetensors")
+
+
+def write_config(text):
+    return lambda folder: (folder / "adapter_config.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "adapter_config.json").unlink(), "has no adapter_config.json"),
+        (shutil.rmtree, "is not a folder"),
+        (write_config("{"), "not readable as JSON"),
+        (write_config("[" * 100_000), "not readable as JSON"),
+        (write_config("[]"), "no peft_type"),
+        (write_config("{}"), "no peft_type"),
+        (remove_weights, "no adapter_model.safetensors"),
+        (pickle_weights, "is a pickle.*save_pretrained"),
+        (empty_weights, "holds no tensor"),
+    ],
+)
+def test_folders_that_cannot_be_read(spoil, words, tmp_path):
+    spoil(lora_folder(tmp_path / "adapter"))
+    with pytest.raises(ModelError, match=words):
+        open_adapter(tmp_path / "adapter")
+
+
+def test_an_initial_adapter_of_another_run(tmp_path):
+    lora_folder(tmp_path / "last")
+    lora_folder(tmp_path / "first", target_modules=["v_proj"])
+    source = open_adapter(tmp_path / "last", initial=tmp_path / "first")
+    assert source.updates == () and "no factors in the initial adapter" in source.problems[0].reason
+    edit_config(tmp_path / "first", peft_type="LOHA")
+    with pytest.raises(ModelError, match="these two are LORA and LOHA"):
+        open_adapter(tmp_path / "last", initial=tmp_path / "first")
+
+
+def test_an_expert_stack_has_no_initial_adapter(tmp_path):
+    saved(trained(mixtral(), experts_config()), tmp_path)
+    source = open_adapter(tmp_path, initial=tmp_path)
+    assert [update.name for update in source.updates] == [Q]
+    assert all("expert stack" in problem.reason for problem in source.problems)
+
+
+def test_non_finite_factors_are_left_to_the_estimator(tmp_path):
+    edit_tensors(lora_folder(tmp_path), replace("lora_A.weight", torch.full((4, 24), torch.nan)))
+    source = open_adapter(tmp_path)
+    assert source.problems == ()
+    assert stable_rank_exact(source.updates[0].build()).status == "non_finite"
+
+
+def test_updates_travel_to_other_processes(tmp_path):
+    update = pickle.loads(pickle.dumps(open_adapter(lora_folder(tmp_path)).updates[0]))
+    assert update.build().shape == update.shape
+
+
+def test_base_model_name(tmp_path):
+    assert open_adapter(lora_folder(tmp_path)).base_model_name is None
+    edit_config(tmp_path, base_model_name_or_path="somewhere/absent")
+    source = open_adapter(tmp_path)
+    assert source.base_model_name == "somewhere/absent" and len(source.updates) == 2

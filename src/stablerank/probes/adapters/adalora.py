@@ -10,8 +10,8 @@ Source: 2303.10512; ``peft.tuners.adalora.layer``, whose divisor stays ``init_r`
 from collections.abc import Iterator
 from functools import partial
 
-from stablerank.probes.adapter_factors import StoredFactors, read_factored
-from stablerank.probes.adapter_types import (
+from stablerank.probes.adapters.factors import StoredFactors, read_factored
+from stablerank.probes.adapters.types import (
     AdapterFile,
     Parts,
     StoredUpdate,
@@ -32,6 +32,7 @@ def adalora_updates(module: str, parts: Parts, *, adapter: AdapterFile) -> Itera
     config = adapter.config
     b, a, middle = need(module, parts, "lora_B", "lora_A", "lora_E")
     factors = StoredFactors(module, b, a, bool(config.get("fan_in_fan_out")))
+    factors.require_middle(middle)
     kept = mapping(config, "rank_pattern").get(f"{module}.lora_E")
     first_rank = ranked({"init_r": config.get("init_r")}, module, "init_r")
     factors.require_rank(kept.count(True) if isinstance(kept, list) else first_rank)

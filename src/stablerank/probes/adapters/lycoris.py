@@ -26,7 +26,7 @@ from peft.tuners.lokr.layer import make_weight_cp as tucker
 from torch import Tensor
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapter_types import AdapterFile, Parts, StoredUpdate, need, patterned, ranked, stored_update
+from stablerank.probes.adapters.types import AdapterFile, Parts, StoredUpdate, need, patterned, ranked, stored_update
 from stablerank.spectral.operators import Dense
 
 _HADAMARD = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -38,6 +38,7 @@ def loha_updates(module: str, parts: Parts, *, adapter: AdapterFile) -> Iterator
     Raises:
         ModelError: a part is absent, or the rank contradicts the settings.
     """
+    _require_matrices(module, parts)
     w1_a, w1_b, *_ = need(module, parts, *_HADAMARD)
     if "hada_t1" in parts:
         kernel = need(module, parts, "hada_t1", "hada_t2")[0].shape[2:]
@@ -54,11 +55,18 @@ def lokr_updates(module: str, parts: Parts, *, adapter: AdapterFile) -> Iterator
     Raises:
         ModelError: a part is absent, or the rank contradicts the settings.
     """
+    _require_matrices(module, parts)
     ranks = {parts[part].shape[0] for part in ("lokr_w1_b", "lokr_w2_b") if part in parts}
     left, right = _sides(module, parts, "lokr_w1"), _sides(module, parts, "lokr_w2")
     scale = _scale(module, adapter, stored_rank=ranks.pop() if ranks else None)
     shape = left[0] * right[0], left[1] * right[1]
     yield stored_update(module, shape, parts.values(), partial(_dense, module, parts, shape, _lokr, scale))
+
+
+def _require_matrices(module: str, parts: Parts) -> None:
+    flat = sorted(name for name, part in parts.items() if len(part.shape) < 2)
+    if flat:
+        raise ModelError(f"{module} has {', '.join(flat)} with fewer than two dimensions: save the adapter again.")
 
 
 def _scale(module: str, adapter: AdapterFile, stored_rank: int | None) -> float:

@@ -12,13 +12,14 @@ Source: DoRA, 2402.09353 eq. 5; METHODS.md 9.5; PEFT's ``DoraLinearVariant.merge
 Left out on purpose: an implicit operator; the matrix is read anyway.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapter_types import BaseWeight
+from stablerank.probes.adapters.types import BaseWeight
 from stablerank.probes.sources.stored import StoredTensor
 from stablerank.spectral.operators import Dense, Factored
 
@@ -52,6 +53,10 @@ def _build(
     updated = base + factored.scale * (factored.b_OR.double() @ factored.a_RI.double())
     inputs = 0 if transposed else 1
     norms = updated.norm(dim=inputs, keepdim=True)
+    if math.prod(magnitude.shape) != norms.numel():
+        raise ModelError(
+            f"{name} has {norms.numel()} outputs but a magnitude of shape {magnitude.shape}: save the adapter again."
+        )
     return Dense(magnitude.read().double().reshape(norms.shape) / norms * updated - base)
 
 

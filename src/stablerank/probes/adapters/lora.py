@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapter_dora import dora
-from stablerank.probes.adapter_experts import adapted_parameter, expert_updates
-from stablerank.probes.adapter_factors import StoredFactors, read_factored
-from stablerank.probes.adapter_types import (
+from stablerank.probes.adapters.dora import dora
+from stablerank.probes.adapters.experts import adapted_parameter, expert_updates
+from stablerank.probes.adapters.factors import StoredFactors, read_factored
+from stablerank.probes.adapters.types import (
     AdapterFile,
     BaseWeight,
     Parts,
@@ -72,6 +72,7 @@ def lora_updates(
         yield from expert_updates(name, factors, experts, scale)
         return
     factors.require_rank(rank)
+    factors.require_middle(parts.get("lora_diag"))
     first = None if initial is None else _first_factors(factors, scale, initial)
     stored = [*parts.values(), *([first.b, first.a] if first else [])]
     product = partial(read_factored, factors, scale, parts.get("lora_diag"), first)

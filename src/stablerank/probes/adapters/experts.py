@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapter_factors import StoredFactors
-from stablerank.probes.adapter_types import StoredUpdate, ranked, stored_update
+from stablerank.probes.adapters.factors import StoredFactors
+from stablerank.probes.adapters.types import StoredUpdate, ranked, stored_update
 from stablerank.probes.sources.stored import StoredTensor
 from stablerank.spectral.operators import Factored
 

@@ -57,6 +57,18 @@ class StoredFactors:
         rows, columns = self.b.shape[0], math.prod(self.a.shape[1:])
         return (columns, rows) if self.transposed else (rows, columns)
 
+    def require_middle(self, middle: StoredTensor | None) -> None:
+        """Refuse a diagonal between the factors that has not one entry a rank.
+
+        Raises:
+            ModelError: the sizes differ.
+        """
+        if middle is not None and math.prod(middle.shape) != self.rank:
+            raise ModelError(
+                f"{self.module} has factors of rank {self.rank} but a diagonal of shape {middle.shape}: "
+                "save the adapter again."
+            )
+
     def require_rank(self, rank: int) -> None:
         """Refuse factors of another rank than the settings give.
 

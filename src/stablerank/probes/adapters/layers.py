@@ -28,7 +28,7 @@ from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from stablerank.errors import ModelError
-from stablerank.probes.adapter_types import (
+from stablerank.probes.adapters.types import (
     AdapterFile,
     BaseWeight,
     Parts,
@@ -70,8 +70,9 @@ def peft_updates(adapter: AdapterFile, base_weight: BaseWeight | None) -> tuple[
         ModelError: the shapes are needed from the base, and it is absent or another model.
     """
     kind = adapter.config["peft_type"]
-    shapes = {module: shape for module, parts in adapter.modules.items() if (shape := _file_shape(kind, parts))}
-    if kind not in _FILE_SHAPES:
+    if kind in _FILE_SHAPES:
+        shapes = {module: shape for module, parts in adapter.modules.items() if (shape := _file_shape(kind, parts))}
+    else:
         shapes = {module: _base_shape(kind, module, adapter, base_weight) for module in adapter.modules}
     return each_module(adapter, partial(_read, _Skeleton(adapter, shapes)))
 
@@ -80,6 +81,9 @@ def _read(skeleton: _Skeleton, module: str, parts: Parts) -> Iterator[StoredUpda
     config = skeleton.adapter.config
     need(module, parts, *PARTS[config["peft_type"]])
     transposed = bool(config.get("fan_in_fan_out"))
+    if module not in skeleton.shapes:
+        found = ", ".join(f"{name} {part.shape}" for name, part in parts.items())
+        raise ModelError(f"{module} has parts that make no matrix, {found}: save the adapter again.")
     rows, columns = skeleton.shapes[module]
     shape = (columns, rows) if transposed else (rows, columns)
     yield stored_update(module, shape, parts.values(), partial(_build, skeleton, module, transposed))
@@ -91,7 +95,8 @@ def _c3a_shape(parts: Parts) -> tuple[int, int]:
 
 
 def _delora_shape(parts: Parts) -> tuple[int, int]:
-    return parts["delora_B"].shape[0], parts["delora_A"].shape[1]
+    (rows, _), (_, columns) = parts["delora_B"].shape, parts["delora_A"].shape
+    return rows, columns
 
 
 def _gralora_shape(parts: Parts) -> tuple[int, int]:
@@ -107,8 +112,10 @@ _FILE_SHAPES: dict[str, Callable[[Parts], tuple[int, int]]] = {
 
 
 def _file_shape(kind: str, parts: Parts) -> tuple[int, int] | None:
-    whole = kind in _FILE_SHAPES and all(part in parts for part in PARTS[kind])
-    return _FILE_SHAPES[kind](parts) if whole else None
+    try:
+        return _FILE_SHAPES[kind](parts)
+    except (KeyError, ValueError, IndexError):
+        return None
 
 
 def _base_shape(kind: str, module: str, adapter: AdapterFile, base_weight: BaseWeight | None) -> tuple[int, int]:
@@ -151,7 +158,7 @@ def _loaded(skeleton: _Skeleton) -> nn.Module:
             warnings.simplefilter("ignore")
             wrapped = PeftModel(model, _config(skeleton))
             result = set_peft_model_state_dict(wrapped, wide)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise ModelError(f"{adapter.path} does not fit its settings or its base, says PEFT: {error}") from error
     absent = [name for name in result.missing_keys if not name.startswith("base_model.model.")]
     if absent or result.unexpected_keys:
