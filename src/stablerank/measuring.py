@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from stablerank.diagnoses import Finding, diagnose
+from stablerank.errors import ModelError, StablerankError
 from stablerank.probes import checkpoints
 from stablerank.probes.checkpoints import Worklist
-from stablerank.probes.evaluate import DEFAULT_PAIR, STORED_PAIR, TOP, check_metrics
+from stablerank.probes.evaluate import DEFAULT_PAIR, STORED_PAIR, TOP, check_accuracy, check_metrics
 from stablerank.probes.measure import MeasuredTensor, Settings, measure_all
-from stablerank.probes.measure_folder import MeasureFolder, fingerprint, table_rows
-from stablerank.reports.measure_html import write_measure_report
+from stablerank.probes.measure_folder import MeasureFolder, fingerprint, rows_table
 from stablerank.runs.geometry_rows import GeometryRow
 from stablerank.runs.manifest import package_versions
 from stablerank.spectral.certified import DELTA, RTOL
@@ -50,7 +50,7 @@ class Measurement:
 
     def table(self) -> pa.Table:
         """The tidy table, one row a matrix and metric."""
-        return pa.Table.from_pylist(list(table_rows(self.tensors)))
+        return rows_table(self.tensors)
 
 
 def measure(
@@ -86,33 +86,54 @@ def measure(
     """
     started = time.perf_counter()
     is_adapter = checkpoints.is_adapter(path) if adapter is None else adapter
+    _require_sense(is_adapter, initial, jobs)
+    check_accuracy(rtol, delta)
     work = _worklist(path, against, is_adapter, initial)
     chosen = _metrics(metrics, work, base=against is not None, stored=not is_adapter)
-    settings = Settings(Path(str(path)).name, chosen, rtol, delta)
-    folder = None if out is None else MeasureFolder(Path(out))
-    question = _question(path, against, initial, settings, work)
+    settings = Settings(Path(path).expanduser().resolve().name, chosen, rtol, delta)
+    folder = None if out is None else MeasureFolder(Path(out).expanduser())
+    question = _question(path, against, initial, is_adapter, settings, work)
     found = {} if folder is None else {tensor.tensor: tensor for tensor in folder.claim(question)}
-
-    def keep(tensor: MeasuredTensor) -> None:
-        found[tensor.tensor] = tensor
-        if folder is not None:
-            folder.keep(tensor)
-        if progress is not None:
-            progress(sum(known.nbytes for known in found.values()), work.nbytes, tensor.tensor)
-
-    measure_all(work, settings, jobs=jobs, done=set(found), keep=keep)
+    earlier = len(found)
+    _measure_rest(work, settings, jobs, found, folder, progress)
     tensors = tuple(found[task.tensor] for task in work.tasks)
-    meta = _meta(question, work, tensors, time.perf_counter() - started, is_adapter)
-    if folder is not None:
+    if folder is None:
+        return Measurement(_meta(question, work, tensors, started, earlier), tensors)
+    meta = folder.finished() if earlier == len(work.tasks) else None
+    if meta is None:
+        meta = _meta(question, work, tensors, started, earlier)
         folder.complete(meta, tensors)
-        write_measure_report(folder.path)
-    return Measurement(meta, tensors, None if folder is None else folder.path)
+    _report(folder.path)
+    return Measurement(meta, tensors, folder.path)
+
+
+def _require_sense(is_adapter: bool, initial: str | Path | None, jobs: int) -> None:
+    if jobs < 1:
+        raise StablerankError(f"jobs is {jobs}, but at least one tensor must be measured at a time: give 1 or more.")
+    if initial is not None and not is_adapter:
+        raise StablerankError(
+            f"An initial adapter ({initial}) belongs to an adapter, not to a checkpoint: leave it out."
+        )
 
 
 def _worklist(path: str | Path, against: str | Path | None, is_adapter: bool, initial: str | Path | None) -> Worklist:
     if is_adapter:
-        return checkpoints.adapter_updates(path, against, initial)
-    return checkpoints.weights(path) if against is None else checkpoints.differences(path, against)
+        work = checkpoints.adapter_updates(path, against, initial)
+    else:
+        work = checkpoints.weights(path) if against is None else checkpoints.differences(path, against)
+    if not work.tasks:
+        raise ModelError(f"Nothing can be measured in {path}: {_why_nothing(work, against)}")
+    return work
+
+
+def _why_nothing(work: Worklist, against: str | Path | None) -> str:
+    for problem in work.problems:
+        named = problem.tensor is None or problem.tensor in problem.reason
+        return problem.reason if named else f"{problem.tensor}: {problem.reason}"
+    if against is not None:
+        return f"no matrix in it has the name of one in {against}; compare checkpoints of one model."
+    held = ", ".join(f"{count} {reason}" for reason, count in work.skipped) or "nothing"
+    return f"it holds no matrix ({held}); give the weights of a model."
 
 
 def _metrics(names: Sequence[str] | None, work: Worklist, *, base: bool, stored: bool) -> tuple[str, ...]:
@@ -123,35 +144,77 @@ def _metrics(names: Sequence[str] | None, work: Worklist, *, base: bool, stored:
     return check_metrics(names, update=is_update, base=base, stored=stored)
 
 
+def _measure_rest(
+    work: Worklist,
+    settings: Settings,
+    jobs: int,
+    found: dict[str, MeasuredTensor],
+    folder: MeasureFolder | None,
+    progress: Progress | None,
+) -> None:
+    """Add to ``found`` what it lacks, on disk before it counts."""
+    done = sum(tensor.nbytes for tensor in found.values())
+
+    def keep(tensor: MeasuredTensor) -> None:
+        nonlocal done
+        if folder is not None:
+            folder.keep(tensor)
+        found[tensor.tensor] = tensor
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, work.nbytes, tensor.tensor)
+
+    measure_all(work, settings, jobs=jobs, done=set(found), keep=keep)
+
+
+def _report(folder: Path) -> None:
+    if not (folder / "report.html").exists():
+        # Drawing loads matplotlib, which a table on the terminal has no need of.
+        from stablerank.reports.measure_html import write_measure_report
+
+        write_measure_report(folder)
+
+
 def _question(
-    path: str | Path, against: str | Path | None, initial: str | Path | None, settings: Settings, work: Worklist
+    path: str | Path,
+    against: str | Path | None,
+    initial: str | Path | None,
+    is_adapter: bool,
+    settings: Settings,
+    work: Worklist,
 ) -> dict[str, Any]:
     return {
         "path": str(path),
         "against": None if against is None else str(against),
         "initial": None if initial is None else str(initial),
+        "adapter": is_adapter,
         "metrics": list(settings.metrics),
         "rtol": settings.rtol,
         "delta": settings.delta,
-        "files": fingerprint(task.file for task in work.tasks),
+        "files": fingerprint(work.files),
     }
 
 
 def _meta(
-    question: dict[str, Any], work: Worklist, tensors: Sequence[MeasuredTensor], seconds: float, is_adapter: bool
+    question: dict[str, Any], work: Worklist, tensors: Sequence[MeasuredTensor], started: float, earlier: int
 ) -> dict[str, Any]:
     problems = [*work.problems, *(problem for tensor in tensors for problem in tensor.problems)]
     return {
-        **{key: question[key] for key in ("path", "against", "metrics", "rtol", "delta")},
-        "adapter": is_adapter,
+        **{key: value for key, value in question.items() if key != "files"},
         "kind": work.kind,
         "matrices": sum(len(tensor.matrices) for tensor in tensors),
         "bytes": work.nbytes,
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
         "problems": [asdict(problem) for problem in problems],
         "skipped": dict(work.skipped),
         "missing": list(work.missing),
         "extra": list(work.extra),
-        "notes": list(work.notes),
+        "notes": [*work.notes, *_interruption(earlier, len(tensors))],
         "packages": package_versions(),
     }
+
+
+def _interruption(earlier: int, tensors: int) -> list[str]:
+    if not earlier:
+        return []
+    return [f"Resumed: {earlier} of {tensors} tensors are from an earlier start, which the time leaves out."]

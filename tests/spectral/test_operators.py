@@ -80,11 +80,14 @@ def test_the_transpose_is_a_view_that_reads_as_the_transpose(operator, matrix):
 @pytest.mark.parametrize("shape", [(1, 7), (7, 1), (700, 300), (300, 700), (3, BLOCK_ENTRIES + 5), (0, 4), (4, 0)])
 def test_row_blocks_read_every_row_once_in_order_and_stay_small(shape):
     matrix = random(*shape).bfloat16()
-    blocks = list(row_blocks(Dense(matrix)))
-    assert [row for chosen, _ in blocks for row in range(shape[0])[chosen]] == list(range(shape[0]))
-    assert all(torch.equal(block, matrix[chosen].float()) for chosen, block in blocks)
-    # 16 rows are the least block, however wide the matrix.
-    assert all(block.numel() <= max(BLOCK_ENTRIES, 16 * shape[1]) for _, block in blocks)
+    seen = []
+    # One block may overwrite the last one.
+    for chosen, block in row_blocks(Dense(matrix)):
+        seen += range(shape[0])[chosen]
+        assert torch.equal(block, matrix[chosen].float())
+        # 16 rows are the least block, however wide the matrix.
+        assert block.numel() <= max(BLOCK_ENTRIES, 16 * shape[1])
+    assert seen == list(range(shape[0]))
 
 
 def test_a_factored_matrix_too_large_to_exist_is_measured_from_its_factors():

@@ -2,6 +2,7 @@
 
 import json as json_module
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,18 +39,23 @@ def measure(
     with Console(stderr=True).status("loading torch"):
         from stablerank.measuring import measure as run
 
-    with _bar() as progress:
-        found = run(
-            path,
-            against=against,
-            adapter=adapter,
-            initial=initial,
-            metrics=None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()],
-            rtol=rtol,
-            jobs=_jobs(jobs),
-            out=out,
-            progress=progress,
-        )
+    try:
+        with _bar() as progress:
+            found = run(
+                path,
+                against=against,
+                adapter=adapter,
+                initial=initial,
+                metrics=None if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()],
+                rtol=rtol,
+                jobs=min(_cores(), 4) if jobs is None else jobs,
+                out=out,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        way_on = "nothing was written" if out is None else f"the same command goes on in {out}"
+        print(f"stablerank: interrupted; {way_on}.", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(_json(found) if json else _text(found, all_matrices=all_matrices))
     if found.problems:
         raise typer.Exit(1)
@@ -77,12 +83,8 @@ def _json(found: "Measurement") -> str:
     return json_module.dumps({**found.meta, "findings": findings, "rows": rows}, indent=2, allow_nan=False)
 
 
-def _jobs(asked: int | None) -> int:
-    from stablerank.errors import StablerankError
-
-    if asked is not None and asked < 1:
-        raise StablerankError(f"--jobs is {asked}, but at least one tensor must be measured at a time: give 1 or more.")
-    return asked or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -99,6 +101,8 @@ def _bar() -> Iterator["Progress"]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[tensor]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    # Into a file or a pipe a bar would leave an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("measuring", total=None, tensor="")
         yield lambda done, total, tensor: bars.update(task, completed=done, total=total, tensor=tensor)

@@ -29,9 +29,9 @@ from stablerank.spectral.certified import Top, top_of_spectrum
 from stablerank.spectral.exact import Estimate, Spectra, Status, undefined
 from stablerank.spectral.gram import full_spectrum
 from stablerank.spectral.intruders import intruder_cosines, intruder_counts, intruder_null
-from stablerank.spectral.nss import nss, nss_null
+from stablerank.spectral.nss import nss, nss_bound, nss_null
 from stablerank.spectral.nulls import NO_NULL, Null, dense_null, factored_null
-from stablerank.spectral.operators import Dense, Difference, Factored
+from stablerank.spectral.operators import Dense, Difference, Factored, row_blocks
 from stablerank.spectral.representable import representable_fraction
 from stablerank.spectral.sparsity import update_sparsity
 from stablerank.spectral.spectrum_metrics import SPECTRUM_METRICS, spectrum_metric
@@ -51,6 +51,7 @@ DEFAULT_PAIR = ("relative_norm", "sparsity", "representable_fraction")
 PAIR = (*DEFAULT_PAIR, "nss", "head_energy", "head_energy_two_sided", "principal_angle", "intruder_dimensions")
 STORED_PAIR = ("sparsity", "representable_fraction")
 """These describe two stored tensors: an adapter's factors have no use for them."""
+METRICS = (*TOP, *SPECTRUM, *PAIR)
 
 HEAD = 16
 INTRUDERS, INTRUDER_COSINE = 10, 0.5
@@ -81,6 +82,16 @@ class Subject:
     def head(self) -> int:
         """How many leading directions of the base a subspace metric takes."""
         return min(self.rank or HEAD, *self.operator.shape)
+
+    @cached_property
+    def base_norm(self) -> float:
+        """Frobenius norm of the base."""
+        return frobenius_norm(self._base())
+
+    @property
+    def base_status(self) -> Status:
+        """Why a metric relative to the base is not defined, where its norm is no positive number."""
+        return "refused" if self.base_norm == 0 else "non_finite"
 
     @cached_property
     def base_subspaces(self) -> Subspaces:
@@ -130,15 +141,27 @@ def check_metrics(names: Iterable[str], *, update: bool, base: bool, stored: boo
     """
     chosen = tuple(dict.fromkeys(names))
     if not chosen:
-        raise StablerankError(f"No metric is named: choose from {', '.join((*TOP, *SPECTRUM, *PAIR))}.")
+        raise StablerankError(f"No metric is named: choose from {', '.join(METRICS)}.")
     for name in chosen:
-        if name not in (*TOP, *SPECTRUM, *PAIR):
-            raise StablerankError(f"There is no metric {name!r}: choose from {', '.join((*TOP, *SPECTRUM, *PAIR))}.")
-        if name in PAIR and not (update and base):
-            raise StablerankError(f"The metric {name} compares an update with its base: give the base with --against.")
+        if name not in METRICS:
+            raise StablerankError(f"There is no metric {name!r}: choose from {', '.join(METRICS)}.")
         if name in STORED_PAIR and not stored:
             raise StablerankError(f"The metric {name} compares two stored checkpoints, not an adapter: leave it out.")
+        if name in PAIR and not (update and base):
+            raise StablerankError(f"The metric {name} compares an update with its base: give the base with --against.")
     return chosen
+
+
+def check_accuracy(rtol: float, delta: float) -> None:
+    """Ask the solver whether it takes this accuracy, before anything is read.
+
+    Raises:
+        StablerankError: ``rtol`` or ``delta`` outside their range.
+    """
+    try:
+        top_of_spectrum(Dense(torch.ones(1, 1)), rtol=rtol, delta=delta)
+    except ValueError as error:
+        raise StablerankError(str(error)) from error
 
 
 def read(subject: Subject, metrics: Iterable[str], *, rtol: float, delta: float) -> list[Reading]:
@@ -153,14 +176,16 @@ def _reading(subject: Subject, top: Top, metric: str) -> Reading:
         return Reading(metric, top.stable_rank(), structure_null(shape, subject.rank))
     if metric in TOP:
         return Reading(metric, top.frobenius_norm() if metric == "frobenius" else top.spectral_norm(), NO_NULL)
-    if top.status in ("zero", "non_finite", "empty") and metric not in STORED_PAIR:
+    if metric == "relative_norm":
+        return Reading(metric, _relative_norm(subject, top.frobenius_norm()), NO_NULL)
+    if top.status in ("zero", "non_finite", "empty"):
         return Reading(metric, undefined(top.status, top.passes), NO_NULL)
     if metric in SPECTRUM_METRICS:
         has_null = metric in RANKS or metric == "spectral_entropy"
         null = spectrum_null(metric, *shape, subject.rank) if has_null else NO_NULL
         return Reading(metric, spectrum_metric(metric, subject.spectrum), null)
-    if metric == "relative_norm":
-        return Reading(metric, _relative_norm(subject, top), NO_NULL)
+    if metric not in STORED_PAIR and not 0 < subject.base_norm < math.inf:
+        return Reading(metric, undefined(subject.base_status), NO_NULL)
     value, null = _PAIR_READERS[metric](subject)
     return Reading(metric, _estimated(value), null)
 
@@ -172,12 +197,21 @@ def structure_null(shape: tuple[int, int], rank: int | None) -> Null:
     return dense_null(*shape) if rank is None else factored_null(*shape, rank)
 
 
-def _relative_norm(subject: Subject, top: Top) -> Estimate:
-    update, base = top.frobenius_norm(), top_of_spectrum(Dense(subject._base())).frobenius_norm()
-    if not base.value > 0:
-        status: Status = "zero" if base.value == 0 else "non_finite"
-        return undefined(status)
-    return Estimate(update.value / base.value, update.lower / base.upper, update.upper / base.lower, 1, "exact")
+def frobenius_norm(matrix_OI: Tensor) -> float:
+    """In fp64, from blocks, so that no copy of the matrix is made; NaN or infinite where an entry is."""
+    norms = [torch.linalg.vector_norm(block, dtype=torch.float64).item() for _, block in row_blocks(Dense(matrix_OI))]
+    return math.hypot(*norms)
+
+
+def _relative_norm(subject: Subject, update: Estimate) -> Estimate:
+    """Defined, and 0, for an update of zero; not for a base of zero."""
+    base, error = subject.base_norm, math.prod(subject.operator.shape) * 2.0**-53
+    if math.isnan(update.value):
+        return undefined(update.status)
+    if not 0 < base < math.inf:
+        return undefined(subject.base_status)
+    lower, upper = update.lower / (base * (1 + error)), update.upper / (base * (1 - error))
+    return Estimate(update.value / base, lower, upper, 1, "exact")
 
 
 def _estimated(value: float) -> Estimate:
@@ -186,7 +220,7 @@ def _estimated(value: float) -> Estimate:
 
 def _nss(subject: Subject) -> tuple[float, Null]:
     before_K, after_K = subject.spectra_before_and_after()
-    relative = math.sqrt(subject.operator.frobenius_sq()) / torch.linalg.vector_norm(before_K).item()
+    relative = nss_bound(subject.operator, before_K)
     return nss(after_K, before_K), nss_null(before_K, subject.operator.shape, relative, rank=subject.rank)
 
 

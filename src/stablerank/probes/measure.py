@@ -11,6 +11,7 @@ for a pair of checkpoints) plus a constant; ask for one job where a single tenso
 Left out on purpose: files and reports; what is measured is handed to ``keep`` as it comes.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -20,10 +21,11 @@ import torch
 
 from stablerank.errors import ModelError
 from stablerank.probes.checkpoints import Task, Worklist
-from stablerank.probes.evaluate import read
+from stablerank.probes.evaluate import Subject, frobenius_norm, read
 from stablerank.probes.rows import Moment, geometry_row
 from stablerank.probes.sources.stored import Problem
 from stablerank.runs.geometry_rows import GeometryRow
+from stablerank.spectral.operators import Difference
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def measure_all(
 ) -> None:
     """Measure every task whose tensor is not in ``done``; ``keep`` gets the results one at a time, as they finish."""
     tasks = iter([task for task in work.tasks if task.tensor not in done])
-    with one_torch_thread(), ThreadPoolExecutor(jobs) as pool:
+    with one_torch_thread(), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running: set[Future[MeasuredTensor]] = set()
         try:
             for task in tasks:
@@ -82,16 +84,17 @@ def measure_all(
 
 def measure_tensor(task: Task, kind: str, settings: Settings) -> MeasuredTensor:
     """Read one tensor and measure the matrices in it."""
+    found: list[MeasuredMatrix] = []
+    problems: list[Problem] = []
     try:
-        found = tuple(_matrices(task, kind, settings))
+        for name, subject in task.subjects():
+            matrix = _measured(name, subject, kind, settings)
+            found.append(matrix)
+            if any(row.status == "non_finite" for row in matrix.rows):
+                problems += _not_finite(task, name, subject)
     except (ModelError, OSError) as error:
         return MeasuredTensor(task.tensor, task.dtype, task.nbytes, (), (Problem(task.file, task.tensor, str(error)),))
-    broken = [matrix.name for matrix in found if any(row.status == "non_finite" for row in matrix.rows)]
-    problems = tuple(
-        Problem(task.file, task.tensor, f"{name} holds values that are not finite; save or download the model again.")
-        for name in broken
-    )
-    return MeasuredTensor(task.tensor, task.dtype, task.nbytes, found, problems)
+    return MeasuredTensor(task.tensor, task.dtype, task.nbytes, tuple(found), tuple(problems))
 
 
 @contextmanager
@@ -105,15 +108,24 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(former)
 
 
-def _matrices(task: Task, kind: str, settings: Settings) -> Iterator[MeasuredMatrix]:
+def _measured(name: str, subject: Subject, kind: str, settings: Settings) -> MeasuredMatrix:
     moment = Moment(settings.run)
-    for name, subject in task.subjects():
-        readings = read(subject, settings.metrics, rtol=settings.rtol, delta=settings.delta)
-        rows = [
-            geometry_row(name, kind, reading.metric, reading.estimate, reading.null, moment, delta=settings.delta)
-            for reading in readings
-        ]
-        yield MeasuredMatrix(name, subject.operator.shape, tuple(rows))
+    readings = read(subject, settings.metrics, rtol=settings.rtol, delta=settings.delta)
+    rows = [
+        geometry_row(name, kind, reading.metric, reading.estimate, reading.null, moment, delta=settings.delta)
+        for reading in readings
+    ]
+    return MeasuredMatrix(name, subject.operator.shape, tuple(rows))
+
+
+def _not_finite(task: Task, name: str, subject: Subject) -> list[Problem]:
+    """Which of an update's two files is to blame, or both."""
+    own = subject.operator.after_OI if isinstance(subject.operator, Difference) else None
+    base_broken = subject.base_OI is not None and not math.isfinite(subject.base_norm)
+    own_broken = not base_broken or (own is not None and not math.isfinite(frobenius_norm(own)))
+    files = [task.file] * own_broken + [task.base_file] * base_broken
+    reason = f"{name} holds values that are not finite; save or download the model again."
+    return [Problem(file, task.tensor, reason) for file in files]
 
 
 def _kept(running: set[Future[MeasuredTensor]], keep: Callable[[MeasuredTensor], None]) -> set[Future[MeasuredTensor]]:

@@ -20,6 +20,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -48,41 +49,90 @@ class MeasureFolder:
         """Begin here, or go on: what was measured before.
 
         Raises:
-            RunFolderError: the folder holds another measurement, or something else.
+            RunFolderError: the folder holds another measurement, a damaged one or something else, or cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not any(self.path.iterdir()):
-            write_json(self.path / META, {"question": question, "complete": False})
-            return []
-        if self._question() != json.loads(json.dumps(question)):
-            raise RunFolderError(
-                f"{self.path} holds something else than this measurement: give another --out, or delete the folder."
-            )
-        return [_measured(line) for line in self._parts.rows()]
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if all(path.name.startswith(".") for path in self.path.iterdir()):  # what a killed write leaves is hidden
+                write_json(self.path / META, {"question": question, "complete": False})
+                return []
+            self._require_same(json.loads(json.dumps(question)))
+            if self.finished() is None:
+                self._require_whole_lines()
+            return self._measured_before()
 
     def keep(self, measured: MeasuredTensor) -> None:
         """Append one tensor; a kill leaves it whole or absent."""
-        self._parts.append(_line(measured))
+        with _writing(self.path):
+            self._parts.append(_line(measured))
 
     def complete(self, meta: dict[str, Any], tensors: Iterable[MeasuredTensor]) -> None:
         """Write the tables and the summary."""
-        rows = list(table_rows(tensors))
-        table = pa.Table.from_pylist(rows, schema=_schema())
+        table = rows_table(tensors)
         temporary = self.path / ".rows.parquet.tmp"
-        pq.write_table(table, temporary)
-        os.replace(temporary, self.path / "rows.parquet")
-        write_text(self.path / "rows.csv", csv_text(rows))
-        write_json(self.path / META, {"question": self._question(), "complete": True, **meta})
+        with _writing(self.path):
+            pq.write_table(table, temporary)
+            os.replace(temporary, self.path / "rows.parquet")
+            write_text(self.path / "rows.csv", csv_text(table.to_pylist()))
+            write_json(self.path / META, {"question": self._state().get("question"), "complete": True, **meta})
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a measurement that ended, else None."""
+        state = self._state()
+        if state.get("complete") is not True:
+            return None
+        return {key: value for key, value in state.items() if key not in ("question", "complete")}
 
     @property
     def _parts(self) -> JsonlTable:
         return JsonlTable(self.path / PARTS)
 
-    def _question(self) -> Any:
+    def _state(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / META).read_text(encoding="utf-8")).get("question")
-        except (OSError, ValueError, AttributeError):
-            return None
+            state = json.loads((self.path / META).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def _require_same(self, question: dict[str, Any]) -> None:
+        held = self._state().get("question")
+        if held == question:
+            return
+        what = "something else than a measurement"
+        if isinstance(held, dict):
+            differing = [key for key in {**held, **question} if held.get(key) != question.get(key)]
+            what = f"a measurement that differs in {', '.join(differing)}"
+        raise RunFolderError(f"{self.path} holds {what}: give another --out, or delete the folder.")
+
+    def _require_whole_lines(self) -> None:
+        """A kill may have cut the last line short, and the next one must not be glued to it."""
+        with self._damage_named():
+            self._parts.truncate(0)
+
+    def _measured_before(self) -> list[MeasuredTensor]:
+        with self._damage_named():
+            return [_measured(line) for line in self._parts.rows()]
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{self.path / PARTS} is damaged: delete {self.path} and measure again.") from error
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into one sentence."""
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(
+            f"{folder} cannot be written ({error.strerror or error}): give an --out where you may write and there is "
+            "room."
+        ) from error
 
 
 def fingerprint(files: Iterable[str]) -> str:
@@ -99,6 +149,11 @@ def table_rows(tensors: Iterable[MeasuredTensor]) -> Iterator[dict[str, Any]]:
                 cells = {"name": matrix.name, **asdict(row), "dtype": tensor.dtype}
                 cells["rows"], cells["columns"] = matrix.shape
                 yield {column: cells[column] for column in COLUMNS}
+
+
+def rows_table(tensors: Iterable[MeasuredTensor]) -> pa.Table:
+    """The tidy table with its column types, whatever the rows hold."""
+    return pa.Table.from_pylist(list(table_rows(tensors)), schema=_schema())
 
 
 def csv_text(rows: Iterable[dict[str, Any]]) -> str:

@@ -60,13 +60,13 @@ def shortfall(x: float, run: BlockLanczos, tridiagonal_NN: Tensor, *, epsilon: f
 
     Infinite where ``x`` is not above the largest Ritz value.
     """
-    size = len(tridiagonal_NN)
-    shifted_NN = torch.diag(tridiagonal_NN.new_full((size,), x)) - tridiagonal_NN
+    shifted_NN = -tridiagonal_NN
+    shifted_NN.diagonal().add_(x)
     factor_NN, failed = torch.linalg.cholesky_ex(shifted_NN)
     if failed:
         return math.inf
-    start_NB = torch.eye(size, run.width, dtype=torch.float64, device=factor_NN.device)
-    response = _norm(torch.cholesky_solve(start_NB, factor_NN)).item()
+    start_NB = torch.eye(len(factor_NN), run.width, dtype=torch.float64, device=factor_NN.device)
+    response = _norms(torch.cholesky_solve(start_NB, factor_NN)[None]).item()
     return (_chain(factor_NN, run) + eta * response) / (0.999 * epsilon)
 
 
@@ -81,12 +81,13 @@ def _chain(factor_NN: Tensor, run: BlockLanczos) -> float:
     index = torch.arange(steps)
     roots_SBB = factor_SBSB[index, :, index]
     below_SBB = factor_SBSB[index[1:], :, index[:-1]]
-    inner = torch.linalg.solve_triangular(roots_SBB[1:], below_SBB, upper=False)
-    last = torch.linalg.solve_triangular(roots_SBB[-1:], run.coupling[-1][None], upper=False)
-    first = torch.linalg.inv(roots_SBB[:1])
-    return _norm(torch.cat((first, inner, last))).prod().item()
+    unit_BB = torch.eye(width, dtype=torch.float64, device=factor_NN.device)
+    links = torch.cat((unit_BB[None], below_SBB, run.coupling[-1][None]))
+    return (
+        _norms(torch.linalg.solve_triangular(torch.cat((roots_SBB, roots_SBB[-1:])), links, upper=False)).prod().item()
+    )
 
 
-def _norm(matrices: Tensor) -> Tensor:
-    """Spectral norms of small matrices."""
-    return torch.linalg.matrix_norm(matrices, 2)
+def _norms(matrices: Tensor) -> Tensor:
+    """Spectral norms of matrices with few columns."""
+    return torch.linalg.eigvalsh(matrices.mT @ matrices)[..., -1].clamp(min=0).sqrt()

@@ -40,7 +40,7 @@ WIDTH = 8
 SMALL_SIDE = 96
 LARGEST_GRAM = 8192
 _MOST_VECTORS = 1024
-_WORKING_COPY = 32 * BLOCK_ENTRIES
+_WORKING_COPY = 16 * BLOCK_ENTRIES
 """Matrices up to this many entries (16 MiB in fp32) are converted once and kept for all passes."""
 _CHUNK = 256
 _SAFE_NORM = (1e-10, 1e15)
@@ -122,6 +122,7 @@ def top_of_spectrum(
         return _extreme(operator)
     if shorter <= max(SMALL_SIDE, 4 * width):
         return _from_gram(operator, passes=2)
+    converted = _upright(converted)
     run = BlockLanczos(converted, _start(converted, width, seed), _capacity(shorter, width))
     certificate = _Certificate(run, delta, operator.entry_rounding * norm)
     top = _by_lanczos(certificate, norm, error + operator.entry_rounding, rtol)
@@ -161,12 +162,13 @@ class _Certificate:
 
 def _by_lanczos(certificate: _Certificate, norm: float, error: float, rtol: float) -> Top:
     """Lanczos steps until sigma_1 is certified; status ``open`` where that does not happen."""
-    run, pace = certificate.run, _Pace()
+    run = certificate.run
+    pace = _Pace(every_step=math.prod(run.operator.shape) > _WORKING_COPY)
     # F^2 and sigma_1^2 share rtol.
     widening = (1 + rtol) * (1 - error) ** 2
     while run.steps < run.capacity:
         run.step()
-        if run.steps < min(pace.due, run.capacity):
+        if run.steps < run.capacity and not pace.is_due(run.steps):
             continue
         certificate.look()
         missing = certificate.missing(certificate.theta * widening)
@@ -178,20 +180,23 @@ def _by_lanczos(certificate: _Certificate, norm: float, error: float, rtol: floa
 
 @dataclass
 class _Pace:
-    """When to look at the certificate again: a look costs as much as a pass over a small matrix."""
+    """When to look at the certificate: always where a step costs far more, else where it is foretold to close."""
 
-    due: int = 3
+    every_step: bool
     last: tuple[int, float] | None = None
+    due: int = 5
+
+    def is_due(self, steps: int) -> bool:
+        """Whether to look after so many steps."""
+        return self.every_step or steps >= self.due
 
     def observe(self, steps: int, missing: float) -> None:
         """The shortfall falls geometrically: look next where its last slope foretells 1."""
         ahead = 1
-        if math.isfinite(missing) and self.last is not None and missing < self.last[1]:
+        if self.last is not None and missing < self.last[1]:
             slope = (math.log(self.last[1]) - math.log(missing)) / (steps - self.last[0])
             ahead = max(1, round(math.log(missing) / slope))
-        if math.isfinite(missing):
-            self.last = (steps, missing)
-        self.due = steps + ahead
+        self.last, self.due = (steps, missing), steps + ahead
 
 
 def _lanczos_top(status: Status, certificate: _Certificate, norm: float, error: float, above: float) -> Top:
@@ -259,6 +264,13 @@ def _working_copy(operator: Stored) -> Stored:
     if math.prod(operator.shape) > _WORKING_COPY:
         return operator
     return Dense(operator.rows(slice(None)))
+
+
+def _upright(operator: Stored) -> Stored:
+    """A wide matrix that needs no conversion is turned, so that a step reads it once."""
+    rows, columns = operator.shape
+    is_view = isinstance(operator, Dense) and operator.matrix_OI.dtype in (torch.float32, torch.float64)
+    return operator.mT if rows < columns and is_view else operator
 
 
 def _frobenius(operator: Stored) -> tuple[float, float]:

@@ -43,7 +43,8 @@ class BlockLanczos:
         most = (self.capacity + 1) * self.width
         self._basis_NK = self.start_BK.new_empty(most, size)
         self._basis_NK[: self.width] = self.start_BK
-        self._projected_NN = self.start_BK.new_empty(most, most, dtype=torch.float64)
+        self._seen_NN = self.start_BK.new_zeros(most, most, dtype=torch.float64)
+        self._t_NN = torch.zeros_like(self._seen_NN)
 
     @property
     def steps(self) -> int:
@@ -52,32 +53,31 @@ class BlockLanczos:
 
     def step(self) -> None:
         """Multiply by M once and append a block."""
-        width, known = self.width, (self.steps + 1) * self.width
-        basis_NK, here = self._basis_NK[:known], slice(known - width, known)
+        known = (self.steps + 1) * self.width
+        here, ahead = slice(known - self.width, known), slice(known, known + self.width)
+        basis_NK = self._basis_NK[:known]
         product_BK = gram_product(self.operator, basis_NK[here])
         overlap_BN = product_BK @ basis_NK.mT
-        first_BK, first_BB = _orthonormal_rows(product_BK - overlap_BN @ basis_NK)
+        first_BK, first_BB = _orthonormal_rows(torch.addmm(product_BK, overlap_BN, basis_NK, alpha=-1))
         again_BN = first_BK @ basis_NK.mT
-        next_BK, next_BB = _orthonormal_rows(first_BK - again_BN @ basis_NK)
-        self._basis_NK[known : known + width] = next_BK
-        self._projected_NN[here, :known] = overlap_BN.double() + first_BB @ again_BN.double()
-        self.coupling.append(first_BB @ next_BB)
+        next_BK, next_BB = _orthonormal_rows(torch.addmm(first_BK, again_BN, basis_NK, alpha=-1))
+        self._basis_NK[ahead] = next_BK
+        seen_BN = overlap_BN.double().addmm_(first_BB, again_BN.double())
+        coupling_BB = first_BB @ next_BB
+        self._seen_NN[here, :known] = seen_BN
+        self._t_NN[here, here] = (seen_BN[:, here] + seen_BN[:, here].mT) / 2
+        self._t_NN[here, ahead] = coupling_BB
+        self._t_NN[ahead, here] = coupling_BB.mT
+        self.coupling.append(coupling_BB)
 
     def tridiagonal(self) -> tuple[Tensor, float]:
         """T, ``(N, N)`` in fp64, and the largest entry by which the products differ from it.
 
         Exact arithmetic would make that entry zero: it is what rounding did, seen from inside the basis.
         """
-        width, size = self.width, self.steps * self.width
-        seen_SBSB = self._projected_NN[:size, :size].tril(width - 1).view(self.steps, width, self.steps, width)
-        t_SBSB = torch.zeros_like(seen_SBSB)
-        step = torch.arange(self.steps)
-        diagonal_SBB = seen_SBSB[step, :, step]
-        t_SBSB[step, :, step] = (diagonal_SBB + diagonal_SBB.mT) / 2
-        if self.steps > 1:
-            t_SBSB[step[1:], :, step[:-1]] = torch.stack(self.coupling[:-1]).mT
-        lower_NN, seen_NN = t_SBSB.view(size, size), seen_SBSB.view(size, size)
-        return lower_NN.tril() + lower_NN.tril(-1).mT, (seen_NN - lower_NN).tril().abs().max().item()
+        size = self.steps * self.width
+        t_NN = self._t_NN[:size, :size]
+        return t_NN, (self._seen_NN[:size, :size] - t_NN).tril().abs().max().item()
 
 
 def gram_product(operator: Stored, x_BK: Tensor) -> Tensor:

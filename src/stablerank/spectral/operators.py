@@ -67,9 +67,12 @@ class Dense:
         norms = (torch.linalg.vector_norm(block, dtype=torch.float64).item() for _, block in row_blocks(self))
         return sum(norm**2 for norm in norms)
 
-    def rows(self, chosen: slice) -> Tensor:
-        """Some rows in fp32 at least; a view where nothing has to be converted."""
-        return at_least_fp32(self.matrix_OI[chosen])
+    def rows(self, chosen: slice, buffer: Tensor | None = None) -> Tensor:
+        """Some rows in fp32 at least, converted into ``buffer``; a view where nothing has to be converted."""
+        rows = self.matrix_OI[chosen]
+        if rows.dtype in (torch.float32, torch.float64):
+            return rows
+        return rows.float() if buffer is None else buffer[: len(rows)].copy_(rows)
 
     def exact_rows(self, chosen: slice) -> Tensor:
         """Some rows in fp64, without any rounding."""
@@ -158,10 +161,11 @@ class Difference:
         """``sum (W+ - W)^2``."""
         return self.materialised().square().sum().item()
 
-    def rows(self, chosen: slice) -> Tensor:
-        """Some rows in fp32 at least, subtracted after conversion."""
-        after = self.after_OI[chosen]
-        return at_least_fp32(after) - at_least_fp32(self.before_OI[chosen].to(after.device))
+    def rows(self, chosen: slice, buffer: Tensor | None = None) -> Tensor:
+        """Some rows in fp32 at least, subtracted after conversion, in ``buffer`` where one is given."""
+        after = at_least_fp32(self.after_OI[chosen])
+        before = at_least_fp32(self.before_OI[chosen].to(after.device))
+        return torch.sub(after, before, out=None if buffer is None else buffer[: len(after)])
 
     def exact_rows(self, chosen: slice) -> Tensor:
         """Some rows in fp64; only entries that differ by more than 2^53 in size are rounded."""
@@ -187,22 +191,30 @@ class Difference:
 Stored = Dense | Difference
 """Operators whose entries lie in memory and can be read in blocks of rows."""
 
-BLOCK_ENTRIES = 2**17
-"""Entries of a converted block: 512 KiB in fp32, so that a second product with it finds it in the L2 cache."""
+BLOCK_ENTRIES = 2**18
+"""Entries of a converted block: 1 MiB in fp32, so that a second product with it finds it in the cache."""
 
 
 def row_slices(operator: Stored) -> Iterator[slice]:
     """Where the blocks of one pass lie: whole rows, about ``BLOCK_ENTRIES`` entries each."""
-    rows, columns = operator.shape
-    step = max(16, BLOCK_ENTRIES // max(columns, 1))
+    rows, step = operator.shape[0], _block_rows(operator)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
 
 def row_blocks(operator: Stored) -> Iterator[tuple[slice, Tensor]]:
-    """One pass over the matrix: blocks of rows, converted one at a time, and where they lie."""
+    """One pass over the matrix: blocks of rows in fp32 at least, and where they lie.
+
+    The next block overwrites the last one: a fresh one each time would cost more in page faults than its conversion.
+    """
+    like = operator.rows(slice(0, 1))
+    buffer = like.new_empty(min(_block_rows(operator), operator.shape[0]), operator.shape[1])
     for chosen in row_slices(operator):
-        yield chosen, operator.rows(chosen)
+        yield chosen, operator.rows(chosen, buffer)
+
+
+def _block_rows(operator: Stored) -> int:
+    return max(16, BLOCK_ENTRIES // max(operator.shape[1], 1))
 
 
 def factored_core(b_NOR: Tensor, a_NRI: Tensor, scale_N: Tensor) -> Tensor:

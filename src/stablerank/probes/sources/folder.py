@@ -43,7 +43,10 @@ def open_source(path: str | Path) -> Source:
     """
     place = fetch(path) if isinstance(path, str) and path.startswith(SCHEME) else Path(os.path.expanduser(path))
     if not os.path.exists(place):  # unlike Path.exists, False where a folder above may not be entered
-        raise ModelError(f"{place} does not exist; give a safetensors or GGUF file, a folder of them, or zoo:NAME.")
+        raise ModelError(
+            f"{place} does not exist, and nothing is downloaded; give a safetensors or GGUF file, a folder of them "
+            "(`hf download` makes one of a hub id), or zoo:NAME."
+        )
     folder = place if place.is_dir() else place.parent
     files, owner, index_problems = _weight_files(place) if place.is_dir() else ([_readable_file(place)], {}, [])
     tensors, file_problems = _gathered(files, owner)
