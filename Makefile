@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench docs browser clean
+.PHONY: demo test check bench peers docs browser clean
 
 demo: $(READY)
 	$(BIN)/stablerank demo
@@ -20,6 +20,12 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/telemetry_cost.py
+
+# The tools that `stablerank measure` is compared with, in an environment of their own.
+peers:
+	$(shell command -v python3.12 || echo $(PYTHON)) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -c constraints.txt torch
+	.venv-peers/bin/python -m pip install --quiet -r benchmarks/peers.txt
 
 docs: $(READY)
 	$(BIN)/python scripts/write_results.py --check
@@ -39,4 +45,4 @@ browser:
 	else echo "no Chromium and no root: the browser test will skip"; fi
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) .venv-peers build src/*.egg-info

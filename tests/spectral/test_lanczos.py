@@ -101,6 +101,24 @@ def test_an_exhausted_space_couples_to_nothing_and_holds_the_whole_spectrum(rank
     assert run.coupling[-1].abs().max() <= resolution
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["rank one", "rank five", "flat", "ones", "one row"])
+def test_going_on_after_exhaustion_does_no_harm(kind, dtype):
+    """What is left of an exhausted direction is noise: unless it is made orthogonal, the Ritz value runs away."""
+    matrix = {
+        "rank one": random(400, 1) @ random(1, 300, seed=1),
+        "rank five": random(400, 5) @ random(5, 300, seed=1),
+        "flat": torch.from_numpy(ortho_group.rvs(300, random_state=0)),
+        "ones": torch.ones(400, 300),
+        "one row": torch.zeros(400, 300).index_fill(0, torch.tensor([7]), 1.0),
+    }[kind].to(dtype)
+    run, _ = started(matrix, width=8, steps=14)
+    tridiagonal, defect = run.tridiagonal()
+    top, eps = np.linalg.norm(matrix.double().numpy(), 2) ** 2, torch.finfo(dtype).eps
+    assert np.linalg.eigvalsh(tridiagonal.numpy())[-1] == pytest.approx(top, rel=20 * eps)
+    assert defect <= 20 * eps * top
+
+
 def test_repeated_values_are_found_at_once():
     run, _ = started(torch.from_numpy(3 * ortho_group.rvs(40, random_state=0)), width=2, steps=3)
     np.testing.assert_allclose(np.linalg.eigvalsh(run.tridiagonal()[0].numpy()), 9.0, rtol=1e-12)

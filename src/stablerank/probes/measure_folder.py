@@ -57,8 +57,6 @@ class MeasureFolder:
                 write_json(self.path / META, {"question": question, "complete": False})
                 return []
             self._require_same(json.loads(json.dumps(question)))
-            if self.finished() is None:
-                self._require_whole_lines()
             return self._measured_before()
 
     def keep(self, measured: MeasuredTensor) -> None:
@@ -104,19 +102,12 @@ class MeasureFolder:
             what = f"a measurement that differs in {', '.join(differing)}"
         raise RunFolderError(f"{self.path} holds {what}: give another --out, or delete the folder.")
 
-    def _require_whole_lines(self) -> None:
-        """A kill may have cut the last line short, and the next one must not be glued to it."""
-        with self._damage_named():
-            self._parts.truncate(0)
-
     def _measured_before(self) -> list[MeasuredTensor]:
-        with self._damage_named():
-            return [_measured(line) for line in self._parts.rows()]
-
-    @contextmanager
-    def _damage_named(self) -> Iterator[None]:
         try:
-            yield
+            if self.finished() is None:
+                # A kill may have cut the last line short, and the next one must not be glued to it.
+                self._parts.truncate(0)
+            return [_measured(line) for line in self._parts.rows()]
         except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{self.path / PARTS} is damaged: delete {self.path} and measure again.") from error
 

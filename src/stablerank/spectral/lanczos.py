@@ -11,7 +11,8 @@ so that the largest eigenvalue of T (the Ritz value) never exceeds that of M. A 
 (rank-deficient A, repeated values) comes out of the QR as an arbitrary one with coupling zero, so that low rank needs
 no special case.
 
-Numerics: products in the dtype of the blocks (fp32, or fp64 for fp64 input); T in fp64. Classical Gram-Schmidt, twice.
+Numerics: products in the dtype of the blocks (fp32, or fp64 for fp64 input); T in fp64. Classical Gram-Schmidt, twice,
+and again where the second time takes most of a direction away (Kahan's criterion, in Parlett 1980, section 6.9).
 Cost a step: 4 O I B flops and 4 N K B for the reorthogonalisation.
 
 Source: Golub & Underwood 1977; full reorthogonalisation as in Golub & Van Loan, Matrix Computations, section 10.3.
@@ -25,6 +26,8 @@ import torch
 from torch import Tensor
 
 from stablerank.spectral.operators import Stored, row_blocks
+
+_MOST_REPEATS = 3
 
 
 @dataclass(eq=False)
@@ -58,12 +61,17 @@ class BlockLanczos:
         basis_NK = self._basis_NK[:known]
         product_BK = gram_product(self.operator, basis_NK[here])
         overlap_BN = product_BK @ basis_NK.mT
-        first_BK, first_BB = _orthonormal_rows(torch.addmm(product_BK, overlap_BN, basis_NK, alpha=-1))
-        again_BN = first_BK @ basis_NK.mT
-        next_BK, next_BB = _orthonormal_rows(torch.addmm(first_BK, again_BN, basis_NK, alpha=-1))
+        next_BK, coupling_BB = _orthonormal_rows(torch.addmm(product_BK, overlap_BN, basis_NK, alpha=-1))
+        seen_BN = overlap_BN.double()
+        for _ in range(_MOST_REPEATS):
+            again_BN = next_BK @ basis_NK.mT
+            next_BK, kept_BB = _orthonormal_rows(torch.addmm(next_BK, again_BN, basis_NK, alpha=-1))
+            seen_BN.addmm_(coupling_BB, again_BN.double())
+            coupling_BB = coupling_BB @ kept_BB
+            # Twice is enough, except for the rounding noise that is left of an exhausted direction.
+            if kept_BB.diagonal().abs().min() > 0.5:
+                break
         self._basis_NK[ahead] = next_BK
-        seen_BN = overlap_BN.double().addmm_(first_BB, again_BN.double())
-        coupling_BB = first_BB @ next_BB
         self._seen_NN[here, :known] = seen_BN
         self._t_NN[here, here] = (seen_BN[:, here] + seen_BN[:, here].mT) / 2
         self._t_NN[here, ahead] = coupling_BB
