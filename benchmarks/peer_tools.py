@@ -41,11 +41,8 @@ def diffract(folder: Path) -> tuple[float, dict[str, float], str]:
         session.compute.apply("stable_rank")
         table = session.results.export_metrics("stable_rank", export_format="pandas")
     seconds = time.perf_counter() - started
-    return (
-        seconds,
-        {str(row): float(value) for row, value in table.iloc[:, -1].items()},
-        metadata.version("diffract-core"),
-    )
+    ranks = {str(name): float(rank) for name, rank in zip(table["parameter_name"], table["stable_rank"], strict=True)}
+    return seconds, ranks, metadata.version("diffract-core")
 
 
 TOOLS = {"weightwatcher": weightwatcher, "diffract": diffract}

@@ -4,6 +4,7 @@ The oracles are safetensors, the modules of transformers models, and the weights
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ from stablerank.zoo.resolve import resolve
 
 EMBEDDED = [f"zoo:{entry.name}" for entry in ENTRIES.values() if entry.source is None]
 STUDENT = "zoo:arith-student"
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 32,
+}
 
 
 def subjects(work):
@@ -61,8 +69,7 @@ def matrices_of(model):
 
 def llama(seed=0, **settings):
     torch.manual_seed(seed)
-    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)
-    return LlamaForCausalLM(LlamaConfig(**sizes | settings))
+    return LlamaForCausalLM(LlamaConfig(**SIZES | settings))
 
 
 def saved(model, folder, **options):
@@ -77,7 +84,7 @@ def student():
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_zoo_model(name):
-    stored = load_file(resolve(name) / "model.safetensors")
+    stored = load_file(Path(resolve(name)) / "model.safetensors")
     work = weights(name)
     expected = {key.removesuffix(".weight"): tensor for key, tensor in stored.items() if tensor.ndim == 2}
     assert len(expected) == 29
@@ -112,8 +119,7 @@ def test_a_fused_projection_gives_one_matrix_a_projection(tmp_path):
 
 def test_phi3_is_cut_as_its_config_says(tmp_path):
     torch.manual_seed(0)
-    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4, vocab_size=32)
-    model = Phi3ForCausalLM(Phi3Config(num_key_value_heads=2, pad_token_id=0, **sizes))
+    model = Phi3ForCausalLM(Phi3Config(**SIZES | {"num_key_value_heads": 1, "pad_token_id": 0}))
     found = entries(weights(saved(model, tmp_path)))
     layer = model.model.layers[0]
     stem, fused = "model.layers.0.self_attn", layer.self_attn.qkv_proj.weight.detach().double()
@@ -211,7 +217,7 @@ def test_an_adapter_is_what_peft_merges(student, tmp_path):
         assert torch.equal(subject.base_OI.double(), before[name])
     assert all(subject.base_OI is None for subject in subjects(alone).values())
     assert {task.file for task in alone.tasks} == {str(tmp_path / "adapter_model.safetensors")}
-    assert {task.base_file for task in beside.tasks} == {str(resolve(STUDENT) / "model.safetensors")}
+    assert {task.base_file for task in beside.tasks} == {str(Path(resolve(STUDENT)) / "model.safetensors")}
     assert set(alone.files) == {str(tmp_path / name) for name in ("adapter_config.json", "adapter_model.safetensors")}
     assert set(beside.files) > set(alone.files)
 

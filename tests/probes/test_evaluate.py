@@ -196,7 +196,7 @@ def test_fp8_weights_and_bases():
     assert found["relative_norm"] == pytest.approx(relative, rel=1e-6)
 
 
-KNOWN = dict(update=True, base=True, stored=True)
+KNOWN = {"update": True, "base": True, "stored": True}
 
 
 def test_metrics_asked_twice_are_measured_once():

@@ -175,7 +175,7 @@ def _by_lanczos(certificate: _Certificate, norm: float, error: float, rtol: floa
         if missing < 1:
             return _lanczos_top("certified", certificate, norm, error, certificate.theta * widening)
         pace.observe(run.steps, missing)
-    return _lanczos_top("open", certificate, norm, error, certificate.least_shown(norm**2))
+    return _lanczos_top("open", certificate, norm, error, certificate.least_shown((norm / (1 - error)) ** 2))
 
 
 @dataclass

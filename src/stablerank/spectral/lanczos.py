@@ -21,6 +21,7 @@ Left out on purpose: restarts (the few steps that a certificate needs fit in mem
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -108,9 +109,13 @@ def gram_product(operator: Stored, x_BK: Tensor) -> Tensor:
 
 def random_start(width: int, size: int, *, seed: int, like: Tensor) -> Tensor:
     """A Haar-random orthonormal block ``(B, K)`` from a generator of its own, in the dtype and device of ``like``."""
+    return _haar_rows(width, size, seed).to(like)
+
+
+@lru_cache(maxsize=64)
+def _haar_rows(width: int, size: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    gaussian_BK = torch.randn(width, size, generator=generator, dtype=torch.float64)
-    return _orthonormal_rows(gaussian_BK)[0].to(like)
+    return _orthonormal_rows(torch.randn(width, size, generator=generator, dtype=torch.float64))[0]
 
 
 def _orthonormal_rows(rows_BK: Tensor) -> tuple[Tensor, Tensor]:
