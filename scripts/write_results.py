@@ -84,11 +84,62 @@ def kill_resume() -> str:
     return table("run | kills | where | tables against the unbroken run", rows)
 
 
+def measure() -> str:
+    over_ours = ("svd_lowrank(q=8, niter=2)", "Gram + eigvalsh", "svdvals", "weightwatcher 0.7.7", "diffract 0.3.1")
+    rows = []
+    for case, timings in load("measure").items():
+        ours = timings["ours, certified"]
+        floors = [_ratio(ours, timings.get(name)) for name in ("limit", "plain read")]
+        rivals = [_ratio(timings.get(name), ours) for name in over_ours]
+        wrong = timings.get(over_ours[0])
+        rivals[0] += f", {100 * wrong['worst_error']:.2g} % wrong" if wrong else ""
+        rows.append([case, f"{ours['seconds']:.3g} s", *floors, *rivals, f"{ours['worst_error']:.0e}"])
+    return table(
+        "tensors | ours | over limit | over plain read | svd_lowrank | Gram + eigvalsh | svdvals | WeightWatcher "
+        "| diffract | our worst error",
+        rows,
+    )
+
+
+def _ratio(above: dict[str, float] | None, below: dict[str, float] | None) -> str:
+    return "" if above is None or below is None else f"{above['seconds'] / below['seconds']:.2g}x"
+
+
+def measure_scale() -> str:
+    whole = json.loads((RESULTS / "measure_scale.json").read_text())
+    size = f"{whole['settings']['bytes'] / 1e9:.2f} GB"
+    rows = [
+        [size, str(run["jobs"]), str(run["matrices"]), f"{run['seconds']:.0f} s", f"{run['peak_bytes'] / 1e9:.2f} GB"]
+        for run in whole["results"]["runs"]
+    ]
+    return table("checkpoint | jobs | matrices | time | peak memory", rows)
+
+
+def measure_coverage() -> str:
+    results = load("measure_coverage")
+    bounds = {"upper bound, all": results["upper"]["all"], "upper bound, worst case": results["upper"]["lonely top"]}
+    bounds |= {"lower bound": results["lower"]}
+    bounds |= {"control: a start that knows the matrix": results["orthogonal_start_control"]}
+    rows = [
+        [
+            name,
+            str(count["trials"]),
+            str(count["misses"]),
+            f"{count['rate']:.4f} ({count['low']:.4f} to {count['high']:.4f})",
+        ]
+        for name, count in bounds.items()
+    ]
+    return table("bound | trials | misses | rate (95 %, Clopper-Pearson)", rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo_seeds": demo_seeds,
     "demo_tuning": demo_tuning,
     "telemetry_cost": telemetry_cost,
     "kill_resume": kill_resume,
+    "measure": measure,
+    "measure_scale": measure_scale,
+    "measure_coverage": measure_coverage,
 }
 
 
