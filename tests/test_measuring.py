@@ -64,6 +64,14 @@ def test_a_checkpoint(model):
     assert any("look untrained" in finding.sentence for finding in found.findings())
 
 
+def test_the_run_is_called_as_the_path(model, monkeypatch):
+    (model.parent / "linked").mkdir()
+    (model.parent / "linked" / "tuned.safetensors").symlink_to(model)
+    monkeypatch.chdir(model.parent / "linked")
+    for path, name in ((".", "linked"), ("tuned.safetensors", "tuned.safetensors"), (STUDENT, STUDENT)):
+        assert {row.run for row in stablerank.measure(path).rows} == {name}
+
+
 def test_the_default_metrics_of_a_pair_and_of_an_adapter(tmp_path):
     pair = stablerank.measure(STUDENT, against=TEACHER)
     assert pair.meta["metrics"] == [*TOP, "relative_norm", "sparsity", "representable_fraction"]

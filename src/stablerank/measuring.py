@@ -3,6 +3,7 @@
 What crosses floors: probes measure, `diagnoses` reads the rows, reports draw them.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -90,8 +91,8 @@ def measure(
     check_accuracy(rtol, delta)
     work = _worklist(path, against, is_adapter, initial)
     chosen = _metrics(metrics, work, base=against is not None, stored=not is_adapter)
-    settings = Settings(Path(path).expanduser().resolve().name, chosen, rtol, delta)
-    folder = None if out is None else MeasureFolder(Path(out).expanduser())
+    settings = Settings(os.path.basename(os.path.abspath(os.path.expanduser(path))), chosen, rtol, delta)
+    folder = None if out is None else MeasureFolder(Path(os.path.expanduser(out)))
     question = _question(path, against, initial, is_adapter, settings, work)
     found = {} if folder is None else {tensor.tensor: tensor for tensor in folder.claim(question)}
     earlier = len(found)
@@ -117,19 +118,24 @@ def _require_sense(is_adapter: bool, initial: str | Path | None, jobs: int) -> N
 
 
 def _worklist(path: str | Path, against: str | Path | None, is_adapter: bool, initial: str | Path | None) -> Worklist:
-    if is_adapter:
-        work = checkpoints.adapter_updates(path, against, initial)
-    else:
-        work = checkpoints.weights(path) if against is None else checkpoints.differences(path, against)
+    try:
+        if is_adapter:
+            work = checkpoints.adapter_updates(path, against, initial)
+        else:
+            work = checkpoints.weights(path) if against is None else checkpoints.differences(path, against)
+    except OSError as error:
+        place = error.filename or path
+        raise ModelError(f"{place} cannot be read ({error.strerror or error}); make it readable first.") from error
     if not work.tasks:
         raise ModelError(f"Nothing can be measured in {path}: {_why_nothing(work, against)}")
     return work
 
 
 def _why_nothing(work: Worklist, against: str | Path | None) -> str:
-    for problem in work.problems:
-        named = problem.tensor is None or problem.tensor in problem.reason
-        return problem.reason if named else f"{problem.tensor}: {problem.reason}"
+    if work.problems:
+        first = work.problems[0]
+        named = first.tensor is None or first.tensor in first.reason
+        return first.reason if named else f"{first.tensor}: {first.reason}"
     if against is not None:
         return f"no matrix in it has the name of one in {against}; compare checkpoints of one model."
     held = ", ".join(f"{count} {reason}" for reason, count in work.skipped) or "nothing"

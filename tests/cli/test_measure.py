@@ -28,6 +28,7 @@ def run(monkeypatch, capsys):
 
     def measure(*arguments):
         monkeypatch.setattr(sys, "argv", ["stablerank", "measure", *map(str, arguments)])
+        capsys.readouterr()  # what making the input said
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code or 0, *capsys.readouterr()

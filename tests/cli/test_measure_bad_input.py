@@ -40,6 +40,7 @@ def place(tmp_path, monkeypatch):
 def run(monkeypatch, capsys):
     def measure(*arguments):
         monkeypatch.setattr(sys, "argv", ["stablerank", "measure", *map(str, arguments)])
+        capsys.readouterr()  # what making the input said
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code or 0, *capsys.readouterr()
@@ -377,6 +378,8 @@ NOT_AT_ALL = {
     "hub id": (nothing, ["nobody/nothing"], ["nobody/nothing does not exist", "nothing is downloaded"]),
     "no path": (nothing, ["./m"], ["m does not exist", "folder"]),
     "a path that cannot be": (nothing, ["m" * 300], ["does not exist"]),
+    "home of nobody": (nothing, ["~nobody-by-this-name/m"], ["~nobody-by-this-name/m does not exist"]),
+    "adapter of nobody": (nothing, ["~nobody-by-this-name/m", "--adapter"], ["is not a folder"]),
     "unknown zoo name": (nothing, ["zoo:arith"], ["'arith'", STUDENT]),
     "empty folder": (empty_folder, ["m"], ["m holds no .safetensors"]),
     "no model": (text_file, ["m"], ["m holds no .safetensors"]),

@@ -110,8 +110,9 @@ def adapter_updates(path: str | Path, against: str | Path | None, initial: str |
     from stablerank.probes.adapters.folder import WEIGHTS, open_adapter
 
     base = None if against is None else _BaseWeights(open_source(against))
-    first = None if initial is None else Path(initial).expanduser()
-    adapter = open_adapter(Path(path).expanduser(), base_weight=None if base is None else base.read, initial=first)
+    folder = Path(os.path.expanduser(path))  # unlike Path.expanduser, leaves an unknown user's ~ as it is
+    first = None if initial is None else Path(os.path.expanduser(initial))
+    adapter = open_adapter(folder, base_weight=None if base is None else base.read, initial=first)
     file = str(adapter.path / WEIGHTS)
     tasks = [_adapter_task(update, file, base) for update in adapter.updates]
     files = _adapter_files(adapter.path) + (() if first is None else _adapter_files(first))

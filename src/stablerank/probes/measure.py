@@ -1,8 +1,8 @@
 """Measure every matrix of a checkpoint, a difference or an adapter, several at a time, and survive what is broken.
 
-Contract: one `MeasuredTensor` a task, in the order of the file whatever finishes first. A tensor that cannot be read,
-or that holds a value which is not finite, is a `Problem` naming file and tensor; the rest is measured. Nothing that has
-no status has a number.
+Contract: one `MeasuredTensor` a task, handed over as it finishes. A tensor that cannot be read, or that holds a value
+which is not finite, is a `Problem` naming file and tensor, of a pair the file that is to blame; the rest is measured.
+Nothing that has no status has a number.
 
 Concurrency: ``jobs`` threads, each with one torch thread, so that results do not depend on ``jobs``; torch releases the
 interpreter lock inside its kernels. Peak memory is ``jobs`` times the largest tensor in its stored dtype (twice that

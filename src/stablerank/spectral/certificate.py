@@ -26,9 +26,12 @@ errors, which are about 1e-7.
 In exact arithmetic the norm of the whole product would be a tighter bound, but not one that provably falls with x; on
 weights of language models the chain costs at most one step more, on Gaussian matrices a fifth.
 
-Rounding. eta is :func:`rounding_allowance`: independent mean-zero roundings (Connolly, Higham & Mary 2021), six
-standard deviations, and never less than eight times what the run itself saw (``BlockLanczos.tridiagonal``). Loss of
-orthogonality, some 1e-6 in fp32, is covered by one part in a thousand of epsilon.
+Rounding. The errors e enter through one linear map of B rows. With independent mean-zero roundings (Connolly, Higham &
+Mary 2021) each entry of e has a standard deviation of at most s = u (sqrt(O) + sqrt(I)) lambda_1, and their image one
+of at most s times the norm of the map in every direction: it exceeds sqrt(B) + 5 such deviations with a probability
+below 1e-6. eta is :func:`rounding_allowance`, 8 s, and never less than eight times what the run itself saw
+(``BlockLanczos.tridiagonal``). Loss of orthogonality, some 1e-6 in fp32, is covered by one part in a thousand of
+epsilon.
 """
 
 import math
@@ -46,13 +49,12 @@ def least_overlap(width: int, size: int, delta: float) -> float:
 
 
 def rounding_allowance(shape: tuple[int, int], dtype: torch.dtype) -> float:
-    """``eta / lambda_1`` for one product with A and one with its transpose, in units of the largest eigenvalue.
+    """``eta / lambda_1``: eight standard deviations of the rounding of one product with A and one with its transpose.
 
-    A dot product of length n errs by at most ``6 u sqrt(n)`` times the norms of its factors, but for a probability of
-    1e-7; row norms do not exceed sigma_1.
+    A dot product of length n errs by ``u sqrt(n)`` times the norms of its factors; row norms do not exceed sigma_1.
     """
     unit = torch.finfo(dtype).eps / 2
-    return 6 * unit * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
+    return 8 * unit * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
 
 
 def shortfall(x: float, run: BlockLanczos, tridiagonal_NN: Tensor, *, epsilon: float, eta: float) -> float:
