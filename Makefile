@@ -20,6 +20,9 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/telemetry_cost.py
+	$(BIN)/python benchmarks/measure_coverage.py
+	$(BIN)/python benchmarks/measure.py
+	$(BIN)/python benchmarks/measure_scale.py
 
 # The tools that `stablerank measure` is compared with, in an environment of their own.
 peers:

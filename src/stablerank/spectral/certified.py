@@ -40,7 +40,7 @@ WIDTH = 8
 SMALL_SIDE = 96
 LARGEST_GRAM = 8192
 _MOST_VECTORS = 1024
-_WORKING_COPY = 16 * BLOCK_ENTRIES
+_WORKING_COPY = 8 * BLOCK_ENTRIES
 """Matrices up to this many entries (16 MiB in fp32) are converted once and kept for all passes."""
 _CHUNK = 256
 _SAFE_NORM = (1e-10, 1e15)
