@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -240,6 +241,24 @@ def test_a_new_head_is_extra_and_not_a_problem(tmp_path):
     save_file({name.replace("lm_head", "score"): tensor for name, tensor in load_file(file).items()}, file)
     work = adapter_updates(tmp_path / "adapter", tmp_path / "base", None)
     assert (work.extra, work.problems) == (("score.weight",), ())
+
+
+class Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Conv2d(4, 6, 3)
+
+
+def test_a_convolution_beside_its_base(tmp_path):
+    torch.manual_seed(0)
+    model = Convolution()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    before = model.wide.weight.detach().clone()
+    merged = random_adapter(model, tmp_path / "adapter", target_modules=["wide"]).merge_and_unload().wide.weight
+    work = adapter_updates(tmp_path / "adapter", tmp_path / "model.safetensors", None)
+    (subject,) = subjects(work).values()
+    assert torch.equal(subject.base_OI, before.flatten(1))
+    np.testing.assert_allclose(entries(work)["wide"], (merged - before).detach().flatten(1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

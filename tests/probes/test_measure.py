@@ -2,6 +2,7 @@
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -62,6 +63,12 @@ def test_the_order_and_the_number_of_jobs_change_no_bit():
     assert all(repr(one[key]) == repr(three[key]) for key in one)
 
 
+def threads_of_a_new_thread():
+    """A thread takes its number from a setting that is global, unlike that of a thread that already ran."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
 def test_every_job_has_one_torch_thread_and_the_caller_gets_its_own_back(tmp_path):
     seen, former = [], torch.get_num_threads()
 
@@ -74,7 +81,7 @@ def test_every_job_has_one_torch_thread_and_the_caller_gets_its_own_back(tmp_pat
     torch.set_num_threads(2)
     try:
         measured(replace(work, tasks=tasks), jobs=3)
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == threads_of_a_new_thread() == 2
     finally:
         torch.set_num_threads(former)
     assert {threads for _, threads in seen} == {1}

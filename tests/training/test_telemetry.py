@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 from trl import SFTConfig, SFTTrainer
 
 from stablerank import watch_geometry
-from stablerank.probes.updates import snapshot
+from stablerank.probes.updates import NamedUpdate, measure_updates, snapshot
 from stablerank.runs.tables import ShardedTable
+from stablerank.spectral.operators import Difference
 from stablerank.tasks.arithmetic import problems
+from stablerank.training.telemetry import geometry_scalars
 from stablerank.zoo.resolve import resolve
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "bf16": False}
@@ -95,3 +97,11 @@ def test_two_lines_in_a_plain_trainer_with_all_weights(student, tmp_path: Path) 
     sigma = torch.linalg.svdvals((model.state_dict()[name] - before[name]).double())
     assert row["value"] == pytest.approx(float((sigma**2).sum() / sigma[0] ** 2), rel=1e-5)
     assert any("geometry/stable_rank_mean" in seen for seen in tracker.seen)
+
+
+def test_certified_rows_of_full_weights_reach_the_trackers() -> None:
+    before = torch.randn(160, 200, generator=torch.Generator().manual_seed(0))
+    update = NamedUpdate("layers.0.mlp", Difference(before + 0.1 * before.sin(), before))
+    rows = measure_updates([update], run="run", seed=0, step=1)
+    assert rows[0].status == "certified"
+    assert geometry_scalars(rows)["geometry/stable_rank_mean"] == rows[0].value

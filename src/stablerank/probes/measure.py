@@ -67,7 +67,8 @@ def measure_all(
     keep: Callable[[MeasuredTensor], None],
 ) -> None:
     """Measure every task whose tensor is not in ``done``; ``keep`` gets the results one at a time, as they finish."""
-    tasks = iter([task for task in work.tasks if task.tensor not in done])
+    tasks = [task for task in work.tasks if task.tensor not in done]
+    # Each thread is told by itself: BLAS in a new one ignores the caller's number, and the last bits depend on it.
     with one_torch_thread(), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running: set[Future[MeasuredTensor]] = set()
         try:
@@ -99,7 +100,7 @@ def measure_tensor(task: Task, kind: str, settings: Settings) -> MeasuredTensor:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """One torch thread for the callers' threads, the former number afterwards."""
+    """One torch thread, then the former number for the caller and for threads to come."""
     former = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

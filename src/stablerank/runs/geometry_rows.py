@@ -23,15 +23,15 @@ class GeometryRow:
     module: str
     """Path inside the block, such as ``self_attn.q_proj``; the full name where ``layer`` is None."""
     kind: str
-    """What was measured: ``update`` for trained minus initial weights."""
+    """What was measured: ``weight``, ``update`` (trained minus initial weight), ``activation`` or ``gradient``."""
     metric: str
     value: float
     lower: float
     upper: float
     confidence: float
-    """Coverage of ``[lower, upper]``; 1.0 for a deterministic bound."""
+    """Coverage of ``[lower, upper]``; 1.0 for a deterministic bound, NaN without bounds."""
     status: str
-    """``exact`` or the named reason why there is no value."""
+    """``exact``, ``certified``, ``open`` or ``estimated``, or the named reason why there is no value."""
     passes: int
     """How often the matrix was read."""
     null: float
@@ -41,4 +41,4 @@ class GeometryRow:
     """``null_low`` and ``null_high`` hold the central 95 % of the draws."""
     null_kind: str
     tokens: int | None
-    """Tokens behind an activation row; None elsewhere."""
+    """Tokens behind an activation row, or tokens with a non-zero gradient behind a gradient row; None elsewhere."""
