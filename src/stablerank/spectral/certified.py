@@ -163,12 +163,12 @@ class _Certificate:
 def _by_lanczos(certificate: _Certificate, norm: float, error: float, rtol: float) -> Top:
     """Lanczos steps until sigma_1 is certified; status ``open`` where that does not happen."""
     run = certificate.run
-    pace = _Pace(every_step=math.prod(run.operator.shape) > _WORKING_COPY)
+    pace = _Pace(due=3 if math.prod(run.operator.shape) > _WORKING_COPY else 5)
     # F^2 and sigma_1^2 share rtol.
     widening = (1 + rtol) * (1 - error) ** 2
     while run.steps < run.capacity:
         run.step()
-        if run.steps < run.capacity and not pace.is_due(run.steps):
+        if run.steps < min(pace.due, run.capacity):
             continue
         certificate.look()
         missing = certificate.missing(certificate.theta * widening)
@@ -180,22 +180,17 @@ def _by_lanczos(certificate: _Certificate, norm: float, error: float, rtol: floa
 
 @dataclass
 class _Pace:
-    """When to look at the certificate: always where a step costs far more, else where it is foretold to close."""
+    """When to look at the certificate: a look costs as much as a pass over a small matrix."""
 
-    every_step: bool
+    due: int
     last: tuple[int, float] | None = None
-    due: int = 5
-
-    def is_due(self, steps: int) -> bool:
-        """Whether to look after so many steps."""
-        return self.every_step or steps >= self.due
 
     def observe(self, steps: int, missing: float) -> None:
         """The shortfall falls geometrically: look next where its last slope foretells 1."""
         ahead = 1
         if self.last is not None and missing < self.last[1]:
             slope = (math.log(self.last[1]) - math.log(missing)) / (steps - self.last[0])
-            ahead = max(1, round(math.log(missing) / slope))
+            ahead = max(1, int(math.log(missing) / slope))
         self.last, self.due = (steps, missing), steps + ahead
 
 
