@@ -28,7 +28,7 @@ from stablerank.errors import StablerankError
 from stablerank.spectral.certified import Top, top_of_spectrum
 from stablerank.spectral.exact import Estimate, Spectra, Status, undefined
 from stablerank.spectral.gram import full_spectrum
-from stablerank.spectral.intruders import intruder_cosines, intruder_counts, intruder_null
+from stablerank.spectral.intruders import intruder_cosines, intruder_counts, intruder_null, intruder_update_null
 from stablerank.spectral.nss import nss, nss_bound, nss_null
 from stablerank.spectral.nulls import NO_NULL, Null, dense_null, factored_null
 from stablerank.spectral.operators import Dense, Difference, Factored, row_blocks
@@ -243,9 +243,16 @@ def _principal_angle(subject: Subject) -> tuple[float, Null]:
 
 
 def _intruder_dimensions(subject: Subject) -> tuple[float, Null]:
-    k = min(INTRUDERS, *subject.operator.shape)
+    """An adapter's floor is a random update of its rank and norm; a dense update has only the ceiling."""
+    shape = subject.operator.shape
+    k = min(INTRUDERS, *shape)
     cosines_K = intruder_cosines(subject.trained_subspaces.u_OK[:, :k], subject.base_subspaces.u_OK)
-    null = intruder_null(*subject.operator.shape, k=k, epsilon=INTRUDER_COSINE)
+    if subject.rank is None:
+        null = intruder_null(*shape, k=k, epsilon=INTRUDER_COSINE)
+    else:
+        values_S = subject.base_subspaces.values_K
+        relative = nss_bound(subject.operator, values_S)
+        null = intruder_update_null(values_S, shape, relative, subject.rank, k=k, epsilon=INTRUDER_COSINE)
     return intruder_counts(cosines_K, (k,), (INTRUDER_COSINE,)).item(), null
 
 

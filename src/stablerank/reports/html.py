@@ -48,7 +48,7 @@ def write_report(run_folder: Path) -> Path:
 
 def page(run: Run) -> str:
     """The whole page as text."""
-    template = _environment().get_template("template.html.j2")
+    template = environment().get_template("template.html.j2")
     return template.render(
         run=run,
         name=run.folder.resolve().name,
@@ -78,7 +78,8 @@ def _safe_character(character: str) -> Markup:
     return escape(character) if shown is None else Markup('<span class="unseen">{}</span>').format(shown)
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of this room: everything escaped, missing values an error, unseen characters shown."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -84,7 +84,7 @@ def page(measurement: Measurement) -> str:
     """The whole page as text."""
     rows, found = measurement.rows, measure.metrics(measurement.rows)
     matrices = by_matrix(rows)
-    template = html._environment().get_template("measure.html.j2")
+    template = html.environment().get_template("measure.html.j2")
     return template.render(
         name=measurement.folder.resolve().name,
         meta=measurement.meta,

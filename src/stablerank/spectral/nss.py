@@ -30,7 +30,7 @@ import math
 import numpy as np
 import torch
 from numpy.random import Generator
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor
 
 from stablerank.spectral.nulls import Array, Null, bartlett, summary
@@ -114,7 +114,7 @@ def _first_order(
 ) -> Null:
     """``e`` times the root of the share of energy on the diagonal."""
     if rank is None:
-        shares = beta.ppf((0.025, 0.5, 0.975), short / 2, (long - 1) * short / 2) if long > 1 else np.ones(3)
+        shares = betaincinv(short / 2, (long - 1) * short / 2, (0.025, 0.5, 0.975)) if long > 1 else np.ones(3)
         low, median, high = (relative_norm * np.sqrt(shares)).tolist()
         return Null(median, low, high, f"{kind}_first_order")
     shares = np.array([_diagonal_share(rng, long, short, rank) for _ in range(draws)])

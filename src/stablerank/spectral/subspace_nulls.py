@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 from numpy.random import Generator
 from scipy.linalg import eigvalsh_tridiagonal
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from stablerank.spectral.nulls import Array, Null, bartlett, summary
 
@@ -103,7 +103,7 @@ def _energy_null(shape: tuple[int, int], head: tuple[int, int], rank: int | None
     inside, entries = head[0] * head[1], shape[0] * shape[1]
     if inside == entries:
         return Null(1.0, 1.0, 1.0, "gaussian_matrix")
-    low, median, high = beta.ppf((0.025, 0.5, 0.975), inside / 2, (entries - inside) / 2).tolist()
+    low, median, high = betaincinv(inside / 2, (entries - inside) / 2, (0.025, 0.5, 0.975)).tolist()
     return Null(median, low, high, "gaussian_matrix")
 
 
