@@ -64,6 +64,14 @@ def planted(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor
     return matrix.mul_(0.02).bfloat16()
 
 
+def written(folder: Path, gigabytes: float) -> int:
+    """In a process of its own: a child's `ru_maxrss` starts at what its parent held when it forked."""
+    code = "import sys; from pathlib import Path; from measure_scale import write_checkpoint as write; "
+    code += "print(write(Path(sys.argv[1]), float(sys.argv[2])))"
+    command = [sys.executable, "-c", code, str(folder), str(gigabytes)]
+    return int(subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout)
+
+
 def measured(folder: Path, out: Path, jobs: int) -> dict[str, Any]:
     started = time.perf_counter()
     command = stablerank("measure", str(folder), "--out", str(out), "--jobs", str(jobs))
@@ -91,7 +99,7 @@ def main() -> None:
     folder = arguments.keep or Path(tempfile.mkdtemp())
     folder.mkdir(exist_ok=True)
     try:
-        total = write_checkpoint(folder, arguments.gigabytes)
+        total = written(folder, arguments.gigabytes)
         print(f"{total / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} shards", flush=True)
         with tempfile.TemporaryDirectory() as out:
             runs = [measured(folder, Path(out) / str(jobs), jobs) for jobs in arguments.jobs]

@@ -102,7 +102,10 @@ def measure() -> str:
 
 
 def _ratio(above: dict[str, float] | None, below: dict[str, float] | None) -> str:
-    return "" if above is None or below is None else f"{above['seconds'] / below['seconds']:.2g}x"
+    if above is None or below is None:
+        return ""
+    ratio = above["seconds"] / below["seconds"]
+    return f"{ratio:.2g}x" if ratio < 100 else f"{ratio:,.0f}x"
 
 
 def measure_scale() -> str:
