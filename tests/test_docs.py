@@ -76,7 +76,7 @@ stablerank train recipes/a.yaml seed=1 \\
         ("[x](../secret.md)\n", 1, "leads out of the repository"),
         ("# Here\n\n[x](#there)\n", 3, "no heading #there"),
         ("```python\nx = 1\ny = = 2\n```\n", 3, "does not compile"),
-        ("a `stablerank measure RUN` b\n", 1, "no verb 'measure'"),
+        ("a `stablerank bake RUN` b\n", 1, "no verb 'bake'"),
         ("a `stablerank zoo burn` b\n", 1, "`stablerank zoo` has no verb 'burn'"),
         ("```bash\n# fine\nstablerank train x.yaml \\\n  --fast\n```\n", 3, "`stablerank train` has no option --fast"),
         ("```bash\naccelerate launch -m stablerank trian x.yaml\n```\n", 2, "no verb 'trian'"),

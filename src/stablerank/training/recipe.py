@@ -163,7 +163,7 @@ class OptimiserSpec(_Spec):
     """AdamW and its schedule."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-5, ge=0)
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     warmup_steps: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
