@@ -2,7 +2,7 @@
 
 import typer
 
-from stablerank.cli import demo, doctor_verb, export, measure, report, train, zoo
+from stablerank.cli import cell, demo, doctor_verb, export, measure, report, study, train, zoo
 
 app = typer.Typer(
     name="stablerank",
@@ -21,4 +21,6 @@ app.command("measure")(measure.measure)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("doctor")(doctor_verb.doctor)
+app.add_typer(study.app, name="study")
 app.add_typer(zoo.app, name="zoo")
+app.command("cell", hidden=True)(cell.cell)

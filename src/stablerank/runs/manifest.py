@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("stablerank", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "math-verify", "numpy")
 
 
@@ -45,6 +43,8 @@ def package_versions() -> dict[str, str]:
 
 def device_state() -> dict[str, Any]:
     """Everything about the machine that decides whether two runs can be compared bit for bit."""
+    import torch  # seconds to load, and only runs need it
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "gpus": gpus,
