@@ -47,7 +47,7 @@ def test_every_number_becomes_one_row(tmp_path):
     }
     assert found.keys() - known.keys() == {("a--1", "a", 1, WHOLE, "rank"), ("a--1", "a", 1, "p3", "gain")}
     assert table.value_R[table.rows("b", "gain")].tolist() == [0.25]
-    assert table.arms("gain") == ["a", "b"]
+    assert list(table.arms("gain")) == ["a", "b"]
     assert table.rows("b", "rank").size == 0
 
 

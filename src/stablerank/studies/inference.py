@@ -26,9 +26,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce, singledispatch
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
 
 from stablerank.studies.concordance import concordance
@@ -43,7 +43,7 @@ from stablerank.studies.intervals import (
     sums,
 )
 from stablerank.studies.plan import VERDICTS
-from stablerank.studies.results import WHOLE, Table
+from stablerank.studies.results import WHOLE, Names, Table
 from stablerank.studies.rules import Baseline, Difference, Equivalence, Ordering, Rate, Rule, Trend
 
 
@@ -169,20 +169,18 @@ def _equivalence(rule: Equivalence, table: Table, alpha: float) -> Outcome:
 
 @_evaluate.register
 def _ordering(rule: Ordering, table: Table, alpha: float) -> Outcome:
-    neighbours = list(zip(rule.arms, rule.arms[1:], strict=False))
-    steps = [
-        Difference(column=rule.column, arm=better, against=worse, margin=rule.margin) for better, worse in neighbours
-    ]
-    outcomes = [_difference(step, table, alpha) for step in steps]
-    # One step that fails contradicts the whole, so that the steps share the error rate of contradicting.
-    contradicted = any(_difference(step, table, alpha / len(steps)).contradicted for step in steps)
-    weakest = max(outcomes, key=lambda outcome: (outcome.p, -outcome.estimate))
-    better, worse = neighbours[outcomes.index(weakest)]
+    paired = _paired(table, rule.column, rule.arms)
+    weight_KK = np.eye(len(rule.arms))
+    steps = [paired.mean(better_K - worse_K) for better_K, worse_K in pairwise(weight_KK)]
+    outcomes = [paired.judged(step, alpha, rule.margin, above=True, method=_name(paired)) for step in steps]
+    weakest = max(range(len(steps)), key=lambda at: (outcomes[at].p, -outcomes[at].estimate))
+    better, worse = rule.arms[weakest : weakest + 2]
     return replace(
-        weakest,
+        outcomes[weakest],
         holds=all(outcome.holds for outcome in outcomes),
-        contradicted=contradicted,
-        method=f"weakest of {len(steps)} neighbouring differences ({better} over {worse}), {weakest.method}",
+        # One step that fails contradicts the whole, so that the steps share the error rate of contradicting.
+        contradicted=any(step.interval(alpha / len(steps))[1] <= rule.margin for step in steps),
+        method=f"weakest of {len(steps)} steps ({better} over {worse}), {outcomes[weakest].method}",
     )
 
 
@@ -226,7 +224,7 @@ def _baseline(rule: Baseline, table: Table, alpha: float) -> Outcome:
     best = float(null_values.max())
     bar = best + rule.share * abs(best)
     paired = _paired(table, rule.column, (rule.arm,))
-    method = f"{_name(paired)}, to beat {bar:.4g} (best of {len(null_values)} null values and {rule.share:.0%}),"
+    method = f"{_name(paired)}, to beat {bar:.4g} (best of {len(null_values)} null values and {100 * rule.share:.4g} %),"
     return paired.judged(paired.mean([1.0]), alpha, bar, above=True, method=method)
 
 
@@ -244,26 +242,28 @@ def _paired(table: Table, column: str, arms: Sequence[str]) -> _Paired:
     for arm, rows in zip(arms, rows_K, strict=True):
         if not len(rows):
             raise _UndefinedError(f"no result of arm {arm} has column {column}")
-    by_unit = all((table.unit_R[rows] != WHOLE).any() for rows in rows_K)
-    rows_K = [rows[(table.unit_R[rows] != WHOLE) == by_unit] for rows in rows_K]
+    has_unit_K = [table.unit_R[rows] != WHOLE for rows in rows_K]
+    by_unit = all(has_unit.any() for has_unit in has_unit_K)
+    rows_K = [rows[has_unit == by_unit] for rows, has_unit in zip(rows_K, has_unit_K, strict=True)]
     seeds = _common([table.seed_R[rows] for rows in rows_K])
     if not len(seeds):
         raise _UndefinedError(f"arms {', '.join(arms)} have no seed in common for column {column}")
-    rows_KR = _matched(table, [rows[np.isin(table.seed_R[rows], seeds)] for rows in rows_K])
+    rows_KR = _matched(table, rows_K)
     rows_KR = rows_KR[:, ~np.isnan(table.value_R[rows_KR]).any(axis=0)]
-    seed_R = table.seed_R[rows_KR[0]]
-    lost = np.setdiff1d(seeds, seed_R)
-    if len(lost):
-        raise _UndefinedError(f"column {column} is undefined for seed {lost[0]} in {' or '.join(arms)}")
-    unit_R = np.array(_codes(table.unit_R[rows_KR[0]].tolist()), np.int64) if by_unit else None
-    limits = _limits(table, column, by_unit)
-    return _Paired(table.value_R[rows_KR], np.searchsorted(seeds, seed_R), unit_R, limits)
+    defined, seed_R = np.unique(table.seed_R[rows_KR[0]], return_inverse=True)
+    if len(defined) < len(seeds):
+        lost = np.setdiff1d(seeds, defined)[0]
+        raise _UndefinedError(f"column {column} is undefined for seed {lost} in {' or '.join(arms)}")
+    unit_R = _codes(table.unit_R[rows_KR[0]]) if by_unit else None
+    return _Paired(table.value_R[rows_KR], seed_R, unit_R, _limits(table, column, by_unit))
 
 
-def _matched(table: Table, rows_K: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _matched(table: Table, rows_K: Sequence[Codes]) -> Codes:
     """Rows (K, R) so that each column of them is one seed and unit, in every arm."""
+    if len(rows_K) == 1:
+        return rows_K[0][None]
     joint = np.concatenate(rows_K)
-    unit = np.array(_codes(table.unit_R[joint].tolist()), np.int64)
+    unit = _codes(table.unit_R[joint])
     _, seed = np.unique(table.seed_R[joint], return_inverse=True)
     keys_K = np.split(seed * (unit.max() + 1) + unit, np.cumsum([len(rows) for rows in rows_K])[:-1])
     common = _common(keys_K)
@@ -276,13 +276,15 @@ def _matched(table: Table, rows_K: Sequence[NDArray[np.int64]]) -> NDArray[np.in
     )
 
 
-def _common(values_K: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _common(values_K: Sequence[Codes]) -> Codes:
     return reduce(np.intersect1d, values_K[1:], np.unique(values_K[0]))
 
 
-def _codes(names: Sequence[str]) -> list[int]:
+def _codes(name_R: Names) -> Codes:
+    """Numbers from 0 for names, in the order in which they appear."""
+    names = name_R.tolist()
     code_of = {name: code for code, name in enumerate(dict.fromkeys(names))}
-    return [code_of[name] for name in names]
+    return np.array([code_of[name] for name in names], np.int64)
 
 
 def _reach(weight_K: Floats, limits: tuple[float, float]) -> float:
@@ -299,9 +301,12 @@ def _limits(table: Table, column: str, by_unit: bool) -> tuple[float, float] | N
     """
     if by_unit and column in VERDICTS:
         return VERDICTS[column]
-    rows = np.concatenate([table.rows(arm, column) for arm in table.arms(column)])
-    value = table.value_R[rows[(table.unit_R[rows] != WHOLE) == by_unit]]
-    value = value[~np.isnan(value)]
-    if not np.isin(value, (-1.0, 0.0, 1.0)).all():
-        return None
-    return (-1.0 if (value < 0).any() else 0.0), 1.0
+    least = 0.0
+    for arm in table.arms(column):
+        rows = table.rows(arm, column)
+        value = table.value_R[rows[(table.unit_R[rows] != WHOLE) == by_unit]]
+        value = value[~np.isnan(value)]
+        if not ((value == 0) | (np.abs(value) == 1)).all():
+            return None
+        least = float(value.min(initial=least))
+    return least, 1.0

@@ -13,7 +13,6 @@ from dataclasses import fields
 
 import numpy as np
 
-from stablerank.studies.inference import evaluate
 from stablerank.studies.plan import Plan
 from stablerank.studies.results import Result, Table, tabulate
 from stablerank.studies.rules import Rule
@@ -54,6 +53,9 @@ class KillWatch:
         return len(self.seeds)
 
     def _read(self, name: str, rule: Rule, complete: int, results: Mapping[str, Result]) -> None:
+        # Statistics take a second to load, which a study without kill rules need not wait for.
+        from stablerank.studies.inference import evaluate
+
         cells = [f"{arm}--{seed}" for seed in self.seeds[:complete] for arm in rule.arms_read]
         table = tabulate(results[cell] for cell in cells)
         for rounds in range(self._rounds_read[name] + 1, complete + 1):

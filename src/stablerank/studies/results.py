@@ -11,7 +11,7 @@ Legend: R rows.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,9 +47,9 @@ class Table:
         """Where the numbers of one column of one arm stand; empty where there are none."""
         return self._rows_of.get((arm, column), np.empty(0, np.int64))
 
-    def arms(self, column: str) -> list[str]:
+    def arms(self, column: str) -> Iterator[str]:
         """The arms that have the column."""
-        return [arm for arm, other in self._rows_of if other == column]
+        return (arm for arm, other in self._rows_of if other == column)
 
     @cached_property
     def _rows_of(self) -> dict[tuple[str, str], Rows]:

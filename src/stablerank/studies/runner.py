@@ -88,7 +88,7 @@ class _Runner:
         self.progress(cell.id, "running")
 
     def _tell(self, cell: Cell) -> None:
-        """Write ``cells/ID.json``; a run folder that was begun under another lock is not this cell's to go on with."""
+        """Write ``cells/ID.json``; a run folder that was begun under another plan is not this cell's to go on with."""
         told = {
             "cell": cell.id,
             "arm": cell.arm,
@@ -101,7 +101,7 @@ class _Runner:
         }
         place, run = self.study.cell_path(cell.id), self.study.run_path(cell.id)
         if run.exists() and (not place.exists() or json.loads(place.read_text()) != told):
-            raise RunFolderError(f"{run} was begun under another lock; move it away and run the study again.")
+            raise RunFolderError(f"{run} was begun under another plan or lock; move it away and run the study again.")
         write_json(place, told)
 
     def _gather_finished(self) -> bool:

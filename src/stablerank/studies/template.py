@@ -53,7 +53,7 @@ hypotheses:
 
 # How far a column is expected to scatter; from this, locking says what the study could detect.
 spread:
-  pass_at_1_gain: {between: 0.01, within: 0.2, units: 64}
+  pass_at_1_gain: {between: 0.005, within: 0.1, units: 64}
   stable_rank: {between: 0.01, shared: 1.0, units: 29}
 
 # Rules that must not hold. If one does, the study is invalid: it would have confirmed anything.

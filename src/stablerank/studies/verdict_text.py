@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+from stablerank.studies.intervals import LEAST_ALPHA
 from stablerank.studies.verdict import Finding, Judged, Verdict
 
 WIDTH = 100
@@ -36,9 +37,9 @@ def text(found: Verdict) -> str:
 
 def _setting(found: Verdict) -> str:
     lock = "not locked" if found.lock is None else f"lock {found.lock:.12}"
-    caution = "; exploratory, which confirms nothing for others" if found.mode == "exploratory" else ""
+    mode = "exploratory (a lead, no evidence)" if found.mode == "exploratory" else found.mode
     correction = f"Holm over {len(found.hypotheses)}" if found.correction == "holm" else "no correction"
-    return f"{found.mode}, {lock}, confidence {100 * found.confidence:.4g} %, {correction}{caution}"
+    return f"{mode}, {lock}, confidence {100 * found.confidence:.4g} %, {correction}"
 
 
 def _finding(finding: Finding) -> Iterator[str]:
@@ -90,10 +91,8 @@ def _wrapped(words: str, first: str) -> Iterable[str]:
 
 
 def _number(value: float) -> str:
-    if math.isinf(value):
-        return "unbounded"
-    return f"{value:.4g}"
+    return "unbounded" if math.isinf(value) else f"{value:.4g}"
 
 
 def _p(value: float) -> str:
-    return f"{value:.2g}"
+    return f"{value:.2g}" if value > LEAST_ALPHA else f"under {LEAST_ALPHA:g}"
