@@ -17,6 +17,11 @@ from stablerank.studies.rules import Baseline, Difference, Equivalence, Ordering
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_draws_in_any_order():
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def table(column="x", /, **values_of):
     """One column from arrays (seeds,) or (seeds, units), or dictionaries {(seed, unit): value}, by arm."""
     rows = [

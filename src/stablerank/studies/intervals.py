@@ -17,7 +17,7 @@ exclude, as in `evaluation.statistics`.
 
 fp64; O(rows). With one seed, or one unit, the interval is infinite: nothing tells how another would differ. Validity:
 means near normal or symmetric, or right-or-wrong. Heavy tails only widen; the mean of 20 exponential units that all
-seeds share errs up to 7 % on its thin side where 2.5 % is stated, and 11 % where 5 % is.
+seeds share errs 8 % on its thin side where 2.5 % is stated, and 11 % where 5 % is.
 
 Left out on purpose: the bootstrap over seeds, which with three of them errs 12 % on either side where 2.5 % is stated;
 Satterthwaite's degrees of freedom, which are right on average but not below the stated level; Wilson's score interval,
