@@ -517,7 +517,16 @@ def test_every_recipe_key_that_names_a_file_is_known():
         for key in part.get("properties", {})
         if key in ("ref", "file", "folder") or key.endswith("path")
     }
-    assert named == set(inputs._PATHS)
+    judges = {
+        ("evaluation", "reward", key)
+        for part in parts_of(schema, schema["properties"]["evaluation"])
+        for branch in part["properties"]["reward"]["anyOf"]
+        for judge in parts_of(schema, branch)
+        for key in judge.get("properties", {})
+        if key == "ref"
+    }
+    assert judges
+    assert named | judges == set(inputs._PATHS)
 
 
 def parts_of(schema, node):

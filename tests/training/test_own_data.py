@@ -43,6 +43,20 @@ def test_own_model_own_rows_own_reward(small_recipe, tmp_path: Path) -> None:
     assert held_out and not held_out & {row["prompt"] for row in trained}
 
 
+def test_held_out_answers_have_a_judge_of_their_own(small_recipe, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def all_right(completions, **rest):\n    return [1.0] * len(completions)\n")
+    folder = train(
+        small_recipe(
+            tmp_path / "run",
+            reward={"kind": "python", "ref": f"{tmp_path / 'reward.py'}:all_right"},
+            trainer={"max_steps": 2},
+            evaluation={"problems": 16, "every": 0, "reward": {"kind": "math_verify"}},
+        )
+    )
+    assert {row["reward"] for row in folder.rollouts.rows() if row["phase"] == "train"} == {1.0}
+    assert all(row["pass_at_1"] < 1 for row in folder.evaluations.rows())
+
+
 @pytest.mark.slow
 def test_accelerate_launch_on_two_processes(small_recipe, tmp_path: Path) -> None:
     raw = small_recipe(tmp_path / "run", trainer={"max_steps": 2, "per_device_train_batch_size": 6})

@@ -1,4 +1,7 @@
-"""Held-out accuracy of a policy: one greedy completion a problem, scored by the run's own reward.
+"""Held-out accuracy of a policy: one greedy completion a problem, scored by a reward.
+
+That is the reward trained on unless the recipe names another judge, as it must where the trained one knows nothing of
+the answer.
 
 A problem passes when its reward reaches ``pass_reward``; a problem that cannot be scored is neither right nor wrong
 (NaN) and leaves the mean.

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stablerank.rewards.specs import RewardSpec
+
 
 class EvaluationSpec(BaseModel):
     """Greedy held-out accuracy before and after training, and on the way if ``every`` is set."""
@@ -19,3 +21,6 @@ class EvaluationSpec(BaseModel):
     max_new_tokens: int | None = Field(default=None, ge=1, description="limit of a completion; unset: as in training")
     batch_size: int = Field(default=256, ge=1, description="completions generated at once")
     pass_reward: float = Field(default=1.0, description="a completion passes when its reward reaches this")
+    reward: RewardSpec | None = Field(
+        default=None, description="what judges held-out completions; unset: the reward that is trained on"
+    )

@@ -14,6 +14,7 @@ can change behind their name.
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ from stablerank.zoo.catalogue import SCHEME, entry
 PACKAGE = Path(__file__).parents[1]
 _CONSTRAINTS = "stablerank:constraints.txt"
 _DATA = "data:"
-_PATHS = (("model", "path"), ("data", "path"), ("data", "test_path"), ("reward", "ref"))
-"""Every key of a recipe that names a file or a model, by section."""
+_PATHS = (
+    ("model", "path"),
+    ("data", "path"),
+    ("data", "test_path"),
+    ("reward", "ref"),
+    ("evaluation", "reward", "ref"),
+)
+"""Every key of a recipe that names a file or a model, from the section down."""
 _LOADED = frozenset({".safetensors", ".gguf", ".json", ".model", ".txt", ".jinja"})
 """Endings of what loading a model folder may read."""
 
@@ -55,9 +62,9 @@ def named_files(study: StudyFolder, plan: Mapping[str, Any], recipes: Mapping[st
     for name in (*(arm["spec"] for arm in plan["arms"].values()), *plan["data"]):
         found |= _members(*_found(study, name))
     for recipe in recipes.values():
-        for section, key in _PATHS:
-            if name := recipe[section].get(key):
-                file = name.rpartition(":")[0] if key == "ref" else name
+        for keys in _PATHS:
+            if name := reduce(lambda section, key: (section or {}).get(key), keys, recipe):
+                file = name.rpartition(":")[0] if keys[-1] == "ref" else name
                 found |= _members(file, _path(file))
     constraints = PACKAGE.parents[1] / "constraints.txt"
     if PACKAGE.parent.name == "src" and constraints.is_file():

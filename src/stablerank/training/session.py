@@ -91,6 +91,7 @@ class _Session:
         self.reward = recipe.reward.build()
         self.rows = recipe.data.train_rows()
         spec = recipe.evaluation
+        self.judge = self.reward if spec.reward is None else spec.reward.build()
         self.held_out = recipe.data.held_out_rows(spec.split, spec.problems)
         self.curve = recipe.data.held_out_rows("validation", spec.curve_problems) if spec.every else []
         check_rows(recipe, self.model, self.tokenizer, [*self.rows, *self.held_out, *self.curve])
@@ -185,7 +186,7 @@ class _Session:
                 model,
                 self.tokenizer,
                 rows,
-                self.reward,
+                self.judge,
                 max_new_tokens=longest,
                 batch_size=spec.batch_size,
                 pass_reward=spec.pass_reward,
