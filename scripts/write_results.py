@@ -135,12 +135,26 @@ def measure_coverage() -> str:
     return table("bound | trials | misses | rate (95 %, Clopper-Pearson)", rows)
 
 
+def outcome_reward() -> str:
+    found = json.loads((ROOT / "studies" / "outcome-reward" / "verdict.json").read_text())
+    judged = [(finding["decision"], finding["claim"], finding["rule"]["outcome"]) for finding in found["hypotheses"]]
+    for kind, held, failed in (("traps", "HOLDS", "fails"), ("controls", "holds", "FAILS")):
+        for name, rule in found[kind].items():
+            judged.append((f"{kind[:-1]} {held if rule['outcome']['holds'] else failed}", name, rule["outcome"]))
+    rows = [
+        [decision, claim, f"{o['estimate']:+.3f} ({o['low']:+.3f} to {o['high']:+.3f})"]
+        for decision, claim, o in judged
+    ]
+    return table("decision | claim or rule | pass@1 gain (interval)", rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo_seeds": demo_seeds,
     "demo_tuning": demo_tuning,
     "telemetry_cost": telemetry_cost,
     "kill_resume": kill_resume,
     "measure": measure,
+    "outcome_reward": outcome_reward,
     "measure_scale": measure_scale,
     "measure_coverage": measure_coverage,
 }
