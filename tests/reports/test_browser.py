@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,9 @@ import pytest
 
 from stablerank.reports.html import write_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives Chromium, is not installed")
+pytest.importorskip("selenium.webdriver", reason="selenium, which drives Chromium, is not installed")
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-QUIET = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 
 pytestmark = [
     pytest.mark.browser,
@@ -34,32 +22,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture(scope="module")
 def report(shared_run: Path) -> Path:
     return write_report(shared_run)
-
-
-@pytest.fixture
-def page(browser: Any, report: Path) -> Any:
-    """The report, freshly opened, with the logs of whatever came before it thrown away."""
-    browser.get("about:blank")
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    browser.get(report.as_uri())
-    return browser
 
 
 def elements(page: Any, selector: str) -> list[Any]:

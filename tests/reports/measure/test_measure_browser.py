@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,9 @@ import pytest
 from stablerank.reports.measure import MeasuredRow
 from stablerank.reports.measure_html import write_measure_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives Chromium, is not installed")
+pytest.importorskip("selenium.webdriver", reason="selenium, which drives Chromium, is not installed")
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-QUIET = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
 
 pytestmark = [
     pytest.mark.browser,
@@ -37,35 +26,11 @@ Rows = tuple[MeasuredRow, ...]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture(scope="module")
 def report(
     hostile_rows: Rows, write_measurement: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The report of a measurement with hostile names."""
     return write_measure_report(write_measurement(tmp_path_factory.mktemp("measured") / "demo", hostile_rows))
-
-
-@pytest.fixture
-def page(browser: Any, report: Path) -> Any:
-    """The report, freshly opened, with the logs of whatever came before it thrown away."""
-    browser.get("about:blank")
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    browser.get(report.as_uri())
-    return browser
 
 
 def elements(page: Any, selector: str) -> list[Any]:
