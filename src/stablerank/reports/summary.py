@@ -14,13 +14,16 @@ BAR = 40
 def summary_text(run_folder: Path) -> str:
     """The one-screen summary of a run, finished or not: at most 24 lines of at most 100 columns, no escape codes.
 
+    Places and commands are there to be copied, so their lines are never cut, however long a folder's name.
+
     Raises:
         RunFolderError: the folder has no readable manifest.
     """
     run = read_run(run_folder)
-    blocks = [_what(run), _scores(run), _geometry(run), _cost(run), _places(run)]
+    told = [[_clipped(line) for line in block] for block in (_what(run), _scores(run), _geometry(run), _cost(run))]
+    blocks = [*told, _places(run)]
     lines = "\n\n".join("\n".join(block) for block in blocks if block).split("\n")
-    return "\n".join(_clipped(line) for line in lines[:LINES])
+    return "\n".join(lines[:LINES])
 
 
 def _what(run: Run) -> list[str]:
