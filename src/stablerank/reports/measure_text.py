@@ -135,5 +135,7 @@ def _plain(name: str) -> Text:
 
 
 def _wrapped(sentence: str, lead: str = "") -> str:
-    indent = " " * len(lead)
-    return "\n".join(textwrap.wrap(words.plain(sentence), WIDTH, initial_indent=lead, subsequent_indent=indent))
+    # A path is there to be copied: it is never broken, however long.
+    wrapper = textwrap.TextWrapper(WIDTH, initial_indent=lead, subsequent_indent=" " * len(lead))
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return "\n".join(wrapper.wrap(words.plain(sentence)))
