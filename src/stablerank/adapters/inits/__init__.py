@@ -1,0 +1,1 @@
+"""Where a difference starts: one initialiser a file, each giving the first factors of a weight."""

@@ -1,0 +1,1 @@
+"""How an update is computed from its factors: one parameterisation a file, as PEFT LoRA variants."""

@@ -1,0 +1,1 @@
+"""Steps that respect geometry: the landing field of orthonormal factors."""
