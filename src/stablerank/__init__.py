@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
+    from stablerank.adapters.prepare import prepare_adapter
     from stablerank.facade import export, train
     from stablerank.measuring import measure
     from stablerank.rewards.plain_trl import as_trl_reward
@@ -27,6 +28,7 @@ _HOMES = {
     "export": "stablerank.facade",
     "load_recipe": "stablerank.training.recipe",
     "measure": "stablerank.measuring",
+    "prepare_adapter": "stablerank.adapters.prepare",
     "stable_rank": "stablerank.spectral.functionals",
     "train": "stablerank.facade",
     "watch_geometry": "stablerank.training.telemetry",
@@ -39,6 +41,7 @@ __all__ = [
     "export",
     "load_recipe",
     "measure",
+    "prepare_adapter",
     "stable_rank",
     "train",
     "watch_geometry",

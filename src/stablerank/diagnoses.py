@@ -262,7 +262,7 @@ def heavy_tails(rows: Rows) -> list[Finding]:
 
 def principal_directions(rows: Rows) -> list[Finding]:
     """Where updates lie relative to the weight's leading singular directions."""
-    measured = [row for row in rows if row.metric == "head_energy" and row.status in VALUED]
+    measured = [row for row in rows if row.metric == "head_energy" and row.kind == "update" and row.status in VALUED]
     above = [row for row in measured if _interval(row)[0] > row.null_high]
     below = [row for row in measured if _interval(row)[1] < row.null_low]
     inside = [row for row in measured if _inside_null(row)]

@@ -13,7 +13,9 @@ from stablerank.probes.evaluate import (
     HEAD,
     INTRUDER_COSINE,
     INTRUDERS,
+    MASK_RANK,
     METRICS,
+    OVERLAPS,
     PAIR,
     SPECTRUM,
     STORED_PAIR,
@@ -130,6 +132,40 @@ def test_metrics_of_storage():
     assert found["representable_fraction"] == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_overlaps_of_the_entries_that_moved(dtype):
+    before, after = BASE.to(dtype), AFTER.to(dtype)
+    after[: OUT // 2] = before[: OUT // 2]
+    after[-1] = before[-1].double() * (1 + 1e-5)  # too little for bf16, so not moved
+    found = readings(Subject(Difference(after, before), before), OVERLAPS)
+    moved = (after.bfloat16() != before.bfloat16()).numpy()
+    assert not moved[-1].any()
+    base = before.double().numpy()
+    u, sigma, vh = np.linalg.svd(base)
+    head = np.abs(u[:, :MASK_RANK] * sigma[:MASK_RANK] @ vh[:MASK_RANK])
+    masks = {
+        "principal_overlap": head >= np.median(head),
+        "low_magnitude_overlap": np.abs(base) <= np.median(np.abs(base)),
+    }
+    for metric, mask in masks.items():
+        drawn = scipy.stats.hypergeom(moved.size, mask.sum(), moved.sum())
+        assert found[metric].estimate.value == pytest.approx(mask[moved].mean(), abs=2 / moved.sum())
+        assert found[metric].null.kind == "random_mask"
+        assert found[metric].null.median == pytest.approx(drawn.median() / moved.sum(), abs=2 / moved.sum())
+        assert found[metric].null.low < found[metric].null.median < found[metric].null.high
+
+
+def test_an_update_of_the_head_and_one_of_small_entries_are_told_apart():
+    base = weight(5)
+    head = torch.linalg.svd(base, full_matrices=False)
+    large = (head.U[:, :1] @ head.Vh[:1]).abs() > 0.02
+    small = base.abs() < 0.003
+    for moved, above, below in ((large, *OVERLAPS), (small, *reversed(OVERLAPS))):
+        found = readings(Subject(Difference(base + moved * 0.1, base), base), OVERLAPS)
+        assert found[above].estimate.value > found[above].null.high
+        assert found[below].estimate.value < found[below].null.low
+
+
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_reading_has_a_status_and_a_value_inside_its_bounds(name):
     for reading in readings(*SUBJECTS[name]).values():
@@ -213,6 +249,7 @@ def test_metrics_asked_twice_are_measured_once():
         (["head_energy"], {"base": False, "stored": False}, ["head_energy", "--against"]),
         (["sparsity"], {"stored": False}, ["sparsity", "not an adapter"]),
         (["sparsity"], {"base": False, "stored": False}, ["sparsity", "not an adapter"]),
+        (["principal_overlap"], {"stored": False}, ["principal_overlap", "not an adapter"]),
     ],
 )
 def test_metrics_that_this_input_cannot_have(names, known, words):

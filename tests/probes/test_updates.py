@@ -158,12 +158,12 @@ def test_gpt2_style_layers_are_measured():
     assert_matches(stable, norm, delta, rel=1e-5)
 
 
-def test_convolutions_and_variants_are_skipped_and_a_model_of_nothing_else_is_refused():
+def test_convolutions_are_skipped_and_a_model_of_nothing_else_is_refused():
     base = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Linear(6, 5))
     updates = adapter_updates(lora_model(base, target_modules=["0", "1"]))
     assert [update.operator.shape for update in updates] == [(5, 6)]
-    with pytest.raises(ModelError, match=r"plain LoRA adapter named 'default'"):
-        adapter_updates(lora_model(use_dora=True))
+    with pytest.raises(ModelError, match=r"LoRA adapter named 'default' with an update that can be measured"):
+        adapter_updates(lora_model(nn.Sequential(nn.Conv2d(3, 6, 3)), target_modules=["0"]))
 
 
 def test_an_unknown_adapter_is_refused_and_a_second_one_is_found():
@@ -214,6 +214,15 @@ def test_fully_trained_modules_beside_an_adapter_are_full_updates_and_factors_ar
 def test_a_snapshot_of_another_model_is_refused_with_the_missing_name():
     with pytest.raises(ModelError, match=r"no entry 'model\.embed_tokens\.weight'"):
         full_updates(tiny_model(), {})
+
+
+def test_a_model_that_trains_only_vectors_has_no_updates():
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    model[0].weight.requires_grad_(False)
+    initial = snapshot(model)
+    assert initial == {}
+    assert full_updates(model, initial) == []
+    assert measure_updates([], run="run", seed=0, step=1) == []
 
 
 @pytest.mark.parametrize(

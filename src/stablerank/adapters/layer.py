@@ -16,9 +16,10 @@ import torch
 from peft.tuners.lora import LoraConfig
 from peft.tuners.lora.layer import Linear, LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor, nn
 
-from stablerank.adapters.variants.base import SpectralVariant, is_quantised
+from stablerank.adapters.variants.base import SpectralVariant, hold_layout, is_quantised
 from stablerank.adapters.variants.methods import VARIANTS
 from stablerank.errors import ModelError
 
@@ -75,10 +76,20 @@ class SpectralLinear(Linear):
 
 
 def spectral_linear(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> SpectralLinear | None:
-    """Our layer for a linear module, or None for what PEFT dispatches itself: parameters, and quantised plain LoRA."""
+    """Our layer for a linear module, or None for what PEFT dispatches itself: parameters, and quantised plain LoRA.
+
+    Raises:
+        ModelError: bitsandbytes has repacked the weight for inference on a CPU, or it is an 8-bit one under DoRA there.
+    """
     if kwargs.get("parameter_name") is not None:
         return None
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    hold_layout(base)
+    if config.use_dora and get_bnb_param_type(base.weight) == "8bit" and base.weight.device.type == "cpu":
+        raise ModelError(
+            f"PEFT's DoRA drops the scales of a {type(base).__name__} on a CPU at its first forward; load the base in "
+            "4 bits or unquantised, or train LoRA."
+        )
     if is_quantised(base) and not getattr(config, "spectral", None):
         return None
     return SpectralLinear(target, adapter_name, config=config, **kwargs)

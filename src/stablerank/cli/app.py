@@ -2,7 +2,7 @@
 
 import typer
 
-from stablerank.cli import cell, demo, doctor_verb, export, measure, report, study, train, zoo
+from stablerank.cli import adapt, cell, demo, doctor_verb, export, measure, report, study, train, zoo
 
 app = typer.Typer(
     name="stablerank",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("measure")(measure.measure)
+app.command("adapt")(adapt.adapt)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("doctor")(doctor_verb.doctor)

@@ -4,16 +4,18 @@ Legend: O output features, I input features, K smaller side.
 
 Three families, by what they cost. ``TOP`` comes from one certified run (spectral/certified.py). ``SPECTRUM`` needs
 every singular value: cubic in K. ``PAIR`` compares an update with the weight that it changed: ``relative_norm`` and the
-two of storage cost a pass, the others a decomposition of the base.
+two of storage cost a pass, ``low_magnitude_overlap`` a few, the others a decomposition of the base.
 
 Head energies and angles are taken for the leading k directions of the base, k the rank of a factored update and 16
-otherwise; intruders among the leading 10 with cosine below 0.5 (METHODS.md 9.4).
+otherwise; intruders among the leading 10 with cosine below 0.5 (METHODS.md 9.4). Overlaps are of the entries that
+moved in bf16 with the half that is largest in the base's rank-64 reconstruction, and the half that is smallest in the
+base itself (METHODS.md 9.10).
 
 Nulls follow the structure of the matrix: Gaussian factors of the same rank, or a Gaussian matrix. Norms, the condition
 number, the numerical rank and the tail exponent have none; nor have ``sparsity`` and ``representable_fraction``, which
 describe storage.
 
-Left out on purpose: update masks and their overlaps (spectral/update_masks.py), which have settings to choose.
+Left out on purpose: other settings of the masks and subspaces than these; call spectral/ for them.
 """
 
 import math
@@ -33,7 +35,7 @@ from stablerank.spectral.nss import nss, nss_bound, nss_null
 from stablerank.spectral.nulls import NO_NULL, Null, dense_null, factored_null
 from stablerank.spectral.operators import Dense, Difference, Factored, row_blocks
 from stablerank.spectral.representable import representable_fraction
-from stablerank.spectral.sparsity import update_sparsity
+from stablerank.spectral.sparsity import update_mask, update_sparsity
 from stablerank.spectral.spectrum_metrics import SPECTRUM_METRICS, spectrum_metric
 from stablerank.spectral.spectrum_nulls import RANKS, spectrum_null
 from stablerank.spectral.subspace_nulls import head_energy_null, head_energy_two_sided_null, principal_angle_null
@@ -44,17 +46,21 @@ from stablerank.spectral.subspaces import (
     principal_angles,
     singular_subspaces,
 )
+from stablerank.spectral.update_masks import low_magnitude_mask, mask_overlap, mask_overlap_null, principal_mask
 
 TOP = ("stable_rank", "frobenius", "spectral_norm")
 SPECTRUM = tuple(SPECTRUM_METRICS)
 DEFAULT_PAIR = ("relative_norm", "sparsity", "representable_fraction")
-PAIR = (*DEFAULT_PAIR, "nss", "head_energy", "head_energy_two_sided", "principal_angle", "intruder_dimensions")
-STORED_PAIR = ("sparsity", "representable_fraction")
+SUBSPACE_PAIR = ("nss", "head_energy", "head_energy_two_sided", "principal_angle", "intruder_dimensions")
+OVERLAPS = ("principal_overlap", "low_magnitude_overlap")
+PAIR = (*DEFAULT_PAIR, *SUBSPACE_PAIR, *OVERLAPS)
+STORED_PAIR = ("sparsity", "representable_fraction", *OVERLAPS)
 """These describe two stored tensors: an adapter's factors have no use for them."""
 METRICS = (*TOP, *SPECTRUM, *PAIR)
 
 HEAD = 16
 INTRUDERS, INTRUDER_COSINE = 10, 0.5
+MASK_RANK, MASK_SHARE = 64, 0.5
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,6 @@ class Subject:
     def base_norm(self) -> float:
         """Frobenius norm of the base."""
         return frobenius_norm(self._base())
-
-    @property
-    def base_status(self) -> Status:
-        """Why a metric relative to the base is not defined, where its norm is no positive number."""
-        return "refused" if self.base_norm == 0 else "non_finite"
 
     @cached_property
     def base_subspaces(self) -> Subspaces:
@@ -177,7 +178,7 @@ def _reading(subject: Subject, top: Top, metric: str) -> Reading:
     if metric in TOP:
         return Reading(metric, top.frobenius_norm() if metric == "frobenius" else top.spectral_norm(), NO_NULL)
     if metric == "relative_norm":
-        return Reading(metric, _relative_norm(subject, top.frobenius_norm()), NO_NULL)
+        return Reading(metric, relative_norm(top.frobenius_norm(), subject.base_norm, shape), NO_NULL)
     if top.status in ("zero", "non_finite", "empty"):
         return Reading(metric, undefined(top.status, top.passes), NO_NULL)
     if metric in SPECTRUM_METRICS:
@@ -185,9 +186,9 @@ def _reading(subject: Subject, top: Top, metric: str) -> Reading:
         null = spectrum_null(metric, *shape, subject.rank) if has_null else NO_NULL
         return Reading(metric, spectrum_metric(metric, subject.spectrum), null)
     if metric not in STORED_PAIR and not 0 < subject.base_norm < math.inf:
-        return Reading(metric, undefined(subject.base_status), NO_NULL)
+        return Reading(metric, undefined(_base_status(subject.base_norm)), NO_NULL)
     value, null = _PAIR_READERS[metric](subject)
-    return Reading(metric, _estimated(value), null)
+    return Reading(metric, estimated(value), null)
 
 
 def structure_null(shape: tuple[int, int], rank: int | None) -> Null:
@@ -203,19 +204,25 @@ def frobenius_norm(matrix_OI: Tensor) -> float:
     return math.hypot(*norms)
 
 
-def _relative_norm(subject: Subject, update: Estimate) -> Estimate:
-    """Defined, and 0, for an update of zero; not for a base of zero."""
-    base, error = subject.base_norm, math.prod(subject.operator.shape) * 2.0**-53
+def relative_norm(update: Estimate, base_norm: float, shape: tuple[int, int]) -> Estimate:
+    """``||dW||_F / ||W||_F`` from both norms. Defined, and 0, for an update of zero; not for a base of zero."""
+    error = math.prod(shape) * 2.0**-53
     if math.isnan(update.value):
         return undefined(update.status)
-    if not 0 < base < math.inf:
-        return undefined(subject.base_status)
-    lower, upper = update.lower / (base * (1 + error)), update.upper / (base * (1 - error))
-    return Estimate(update.value / base, lower, upper, 1, "exact")
+    if not 0 < base_norm < math.inf:
+        return undefined(_base_status(base_norm))
+    lower, upper = update.lower / (base_norm * (1 + error)), update.upper / (base_norm * (1 - error))
+    return Estimate(update.value / base_norm, lower, upper, 1, "exact")
 
 
-def _estimated(value: float) -> Estimate:
+def estimated(value: float) -> Estimate:
+    """A value without a bound; NaN is refused."""
     return undefined("refused") if math.isnan(value) else Estimate(value, math.nan, math.nan, 1, "estimated")
+
+
+def _base_status(base_norm: float) -> Status:
+    """Why a metric relative to the base is not defined, where its norm is no positive number."""
+    return "refused" if base_norm == 0 else "non_finite"
 
 
 def _nss(subject: Subject) -> tuple[float, Null]:
@@ -272,6 +279,21 @@ def _representable(subject: Subject) -> tuple[float, Null]:
     return representable_fraction(pair.after_OI, pair.before_OI).fraction, NO_NULL
 
 
+def _principal_overlap(subject: Subject) -> tuple[float, Null]:
+    pair = _stored(subject)
+    return _overlap(pair, principal_mask(pair.before_OI, min(MASK_RANK, *pair.shape), MASK_SHARE))
+
+
+def _low_magnitude_overlap(subject: Subject) -> tuple[float, Null]:
+    pair = _stored(subject)
+    return _overlap(pair, low_magnitude_mask(pair.before_OI, MASK_SHARE))
+
+
+def _overlap(pair: Difference, reference: Tensor) -> tuple[float, Null]:
+    moved = update_mask(pair.after_OI, pair.before_OI)
+    return mask_overlap(moved, reference), mask_overlap_null(moved, reference)
+
+
 _PAIR_READERS: dict[str, Callable[[Subject], tuple[float, Null]]] = {
     "nss": _nss,
     "head_energy": _head_energy,
@@ -280,4 +302,6 @@ _PAIR_READERS: dict[str, Callable[[Subject], tuple[float, Null]]] = {
     "intruder_dimensions": _intruder_dimensions,
     "sparsity": _sparsity,
     "representable_fraction": _representable,
+    "principal_overlap": _principal_overlap,
+    "low_magnitude_overlap": _low_magnitude_overlap,
 }

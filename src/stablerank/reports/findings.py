@@ -81,9 +81,9 @@ def geometry_finding(ranks: UpdateRanks) -> str:
 
 
 def trains_all_weights(run: Run) -> bool:
-    """Whether this is full fine-tuning, which leaves no adapter to merge."""
+    """Whether the model's own parameters trained, which leaves no adapter to merge."""
     adapter = run.recipe.get("adapter")
-    return isinstance(adapter, Mapping) and adapter.get("kind") == "full"
+    return isinstance(adapter, Mapping) and adapter.get("kind") in _IN_PLACE
 
 
 def has_geometry(run: Run) -> bool:
@@ -104,10 +104,12 @@ def _adapter(run: Run) -> str:
     if not isinstance(adapter, Mapping):
         return f"an adapter{_share(run)}"
     if trains_all_weights(run):
-        return f"every weight{_share(run)}"
+        return f"{_IN_PLACE[adapter['kind']]}{_share(run)}"
     rank = f" of rank {adapter['r']}" if "r" in adapter else ""
     kind = str(adapter.get("kind", "trained"))
-    return f"a {_ADAPTER_NAMES.get(kind, kind)} adapter{rank}{_share(run)}"
+    name = _ADAPTER_NAMES.get(kind, kind)
+    article = "an" if name[0] in "EOo" else "a"
+    return f"{article} {name} adapter{rank}{_share(run)}"
 
 
 def _share(run: Run) -> str:
@@ -122,4 +124,18 @@ def _model(model: Any) -> str:
     return str(model.get("path", "a model")) if isinstance(model, Mapping) else str(model or "a model")
 
 
-_ADAPTER_NAMES = {"lora": "LoRA"}
+_ADAPTER_NAMES = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "eva": "EVA",
+    "pissa": "PiSSA",
+    "milora": "MiLoRA",
+    "geora": "GeoRA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "polar": "PoLAR",
+    "sinelora": "SineLoRA",
+    "saved": "saved",
+}
+_IN_PLACE = {"full": "every weight", "bitfit": "the biases", "sparse": "masked entries"}

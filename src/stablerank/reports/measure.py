@@ -52,6 +52,8 @@ METRICS = {
         "Representable fraction",
         "Squared cosine of the update intended and the one stored, estimated.",
     ),
+    "principal_overlap": ("Principal overlap", "Share of moved entries among the larger half of the weight's head."),
+    "low_magnitude_overlap": ("Low-magnitude overlap", "Share of moved entries in the smaller half of the weight's."),
     "relative_norm": ("Relative norm", "Frobenius norm of the update over that of the weight."),
 }
 """Title and one sentence of every metric."""

@@ -125,8 +125,8 @@ class Factored:
 
     def frobenius_sq(self) -> float:
         """``sum core^2``: no cancellation, unlike the trace of two Gram matrices."""
-        core = factored_core(self.b_OR, self.a_RI, torch.as_tensor(self.scale, device=self.b_OR.device))
-        return core.square().sum().item()
+        scale = torch.tensor(self.scale, dtype=torch.float64, device=self.b_OR.device)  # fp32 unless told
+        return factored_core(self.b_OR, self.a_RI, scale).square().sum().item()
 
 
 @dataclass(frozen=True, eq=False)

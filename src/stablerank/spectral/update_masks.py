@@ -13,7 +13,7 @@ storage alone drives small updates into small weights: a low-magnitude overlap a
 made by training unless the representable fraction is high (representable.py).
 
 Numerics: magnitudes are compared in fp32 (the reconstruction itself is fp64), where non-negative numbers sort as their
-bit patterns: the threshold is found exactly by two histograms of 16 bits each, over blocks, so memory stays bounded;
+bit patterns: the threshold is found exactly, over blocks, so memory stays bounded;
 ``torch.quantile`` refuses more than 2^24 entries. Cost three passes; each rebuilds the reconstruction, O(O I K).
 
 Left out on purpose: one threshold for a whole model; masks as initialisers of adapters (GeoRA).
@@ -31,6 +31,10 @@ from stablerank.spectral.nulls import Null
 from stablerank.spectral.subspaces import singular_subspaces
 
 _HALF = 2**16
+_INFINITE = 0x7F800000
+"""The pattern of infinity in fp32; those of NaN are larger."""
+_STRIDE = 61
+"""Every so many entries are looked at to bracket a threshold; prime, so that no row length is in step with it."""
 
 
 @torch.no_grad()
@@ -62,14 +66,11 @@ def low_magnitude_mask(weight: Tensor, alpha: float) -> Tensor:
     """
     count = _count(alpha, weight.numel())
     parts = flat_blocks(weight)
-    if not all(part.float().isfinite().all() for part in parts) or not any(part.float().any() for part in parts):
+    largest = max(int(_pattern(part).amax()) for part in parts)
+    if not 0 < largest < _INFINITE:
         return torch.zeros_like(weight, dtype=torch.bool)
-
-    def blocks() -> Iterator[Tensor]:
-        return (_pattern(part) for part in parts)
-
-    threshold = _kth_smallest(blocks, count)
-    return torch.cat([bits <= threshold for bits in blocks()]).reshape(weight.shape)
+    threshold = _selected(parts, count)
+    return torch.cat([_pattern(part) <= threshold for part in parts]).reshape(weight.shape)
 
 
 def mask_overlap(update: Tensor, reference: Tensor) -> float:
@@ -100,6 +101,27 @@ def mask_overlap_null(update: Tensor, reference: Tensor) -> Null:
 def _pattern(block: Tensor) -> Tensor:
     """The bits of ``|x|`` in fp32, flat: integers in the order of the magnitudes."""
     return block.float().abs().reshape(-1).view(torch.int32)
+
+
+def _selected(parts: tuple[Tensor, ...], k: int) -> int:
+    """The k-th smallest pattern of tensors in memory: bracketed by a sample, then selected among what lies between.
+
+    Exact: where the sample brackets it wrongly, the histograms find it. A third of their time.
+    """
+    sample_N = torch.cat([_pattern(part[::_STRIDE]) for part in parts]).sort().values
+    expected = k / sum(map(len, parts)) * len(sample_N)
+    margin = 4 * math.sqrt(expected + 1)
+    low = sample_N[max(int(expected - margin), 0)]
+    high = sample_N[min(int(expected + margin) + 1, len(sample_N) - 1)]
+    below, between = 0, []
+    for part in parts:
+        bits_N = _pattern(part)
+        below += _size(bits_N < low)
+        between.append(bits_N[(bits_N >= low) & (bits_N <= high)])
+    between_N = torch.cat(between)
+    if below < k <= below + len(between_N):
+        return int(between_N.kthvalue(k - below).values)
+    return _kth_smallest(lambda: map(_pattern, parts), k)
 
 
 def _kth_smallest(blocks: Callable[[], Iterator[Tensor]], k: int) -> int:

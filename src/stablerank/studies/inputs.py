@@ -30,6 +30,7 @@ _CONSTRAINTS = "stablerank:constraints.txt"
 _DATA = "data:"
 _PATHS = (
     ("model", "path"),
+    ("adapter", "path"),
     ("data", "path"),
     ("data", "test_path"),
     ("reward", "ref"),

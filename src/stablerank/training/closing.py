@@ -1,10 +1,12 @@
 """What a finished run leaves for others: a model folder that stock PEFT or transformers loads, and the summary."""
 
+import shutil
 from math import isnan
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stablerank.adapters.export import export_lora, method_name
 from stablerank.evaluation.statistics import paired_difference
 from stablerank.runs.atomic import write_json, write_text
 from stablerank.runs.folder import RunFolder
@@ -14,6 +16,7 @@ from stablerank.training.recipe import Recipe
 _LOAD_ADAPTER = """from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("{place}")
 """
+_LOAD_OURS = f"import stablerank.peft  # teaches PEFT this adapter\n{_LOAD_ADAPTER}"
 _LOAD_FULL = """from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{place}")
 """
@@ -34,21 +37,38 @@ Trained by `stablerank` with GRPO from `{base}` ({adapter}, seed {seed}, {steps}
 
 
 def save_model(folder: RunFolder, recipe: Recipe, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write ``model/``: the adapter (or all weights), the tokenizer and a card."""
-    policy.save_pretrained(folder.model_path)
+    """Write ``model/``: the adapter as stock PEFT loads it where it can (or all weights), the tokenizer and a card."""
+    # What a killed run left here may be half of it.
+    shutil.rmtree(folder.model_path, ignore_errors=True)
+    snippet = _save_policy(folder, recipe, policy)
     tokenizer.save_pretrained(folder.model_path)
-    adapter = recipe.adapter
-    is_full = adapter.kind == "full"
     card = _CARD.format(
-        library="transformers" if is_full else "peft",
+        library="transformers" if recipe.adapter.in_place else "peft",
         base=recipe.model.path,
         name=folder.path.name,
-        adapter="all weights" if adapter.kind == "full" else f"LoRA r={adapter.r}, alpha={adapter.alpha:g}",
+        adapter=_described(recipe),
         seed=recipe.seed,
         steps=recipe.max_steps,
-        snippet=(_LOAD_FULL if is_full else _LOAD_ADAPTER).format(place=folder.model_path),
+        snippet=snippet.format(place=folder.model_path),
     )
     write_text(folder.model_path / "README.md", card)
+
+
+def _save_policy(folder: RunFolder, recipe: Recipe, policy: PreTrainedModel) -> str:
+    """Write the weights; the code that loads them."""
+    if recipe.adapter.in_place:
+        policy.save_pretrained(folder.model_path)
+        return _LOAD_FULL
+    if method_name(policy.peft_config["default"]) == "sinelora":  # no product of factors, so no LoRA
+        policy.save_pretrained(folder.model_path, selected_adapters=["default"])
+        return _LOAD_OURS
+    export_lora(policy, folder.model_path)
+    return _LOAD_ADAPTER
+
+
+def _described(recipe: Recipe) -> str:
+    settings = recipe.adapter.model_dump(exclude={"kind"}, exclude_none=True)
+    return " ".join([recipe.adapter.kind, *(f"{name}={value}" for name, value in settings.items())])
 
 
 def write_summary(folder: RunFolder, recipe: Recipe) -> None:

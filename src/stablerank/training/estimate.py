@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import AutoConfig, PretrainedConfig
 
-from stablerank.adapters.specs import parameter_counts
+from stablerank.adapters.counts import parameter_counts
 from stablerank.training.recipe import Recipe
 from stablerank.zoo.resolve import resolve
 
@@ -37,11 +37,11 @@ def estimate(recipe: Recipe) -> Cost:
     """Count from the model's configuration; no weights are loaded."""
     config: PretrainedConfig = AutoConfig.from_pretrained(resolve(recipe.model.path))
     trainable, total = parameter_counts(recipe.adapter, config)
-    is_full = recipe.adapter.kind == "full"
-    weight_bytes = 4 if is_full else _BYTES[recipe.model.dtype]
+    in_place = recipe.adapter.in_place
+    weight_bytes = 4 if in_place else _BYTES[recipe.model.dtype]
     settings = recipe.loss_settings
     micro_batch = settings["per_device_train_batch_size"]
-    copies = (settings["beta"] > 0) + (recipe.geometry.every > 0) if is_full else 0
+    copies = (settings["beta"] > 0) + (recipe.geometry.every > 0) if in_place else 0
     return Cost(
         trainable=trainable,
         total=total,

@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stablerank.adapters.config import SpectralLoraConfig
 from stablerank.errors import RunFolderError
 from stablerank.runs.folder import RunFolder
 from stablerank.zoo.resolve import resolve
@@ -22,12 +23,15 @@ def merge(run: Path, out: Path) -> Path:
     folder = RunFolder(run)
     recipe = folder.manifest()["recipe"]
     folder.summary()
-    if recipe["adapter"]["kind"] == "full":
-        raise RunFolderError(f"{run} trained all weights, so nothing is left to merge; use {folder.model_path} itself.")
+    if not (folder.model_path / "adapter_config.json").exists():
+        raise RunFolderError(
+            f"{run} trained the model's own weights, so nothing is left to merge; use {folder.model_path} itself."
+        )
     if out.exists() and any(out.iterdir()):
         raise RunFolderError(f"{out} is not empty; choose another folder with `--out FOLDER`.")
     base = AutoModelForCausalLM.from_pretrained(resolve(recipe["model"]["path"]), dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, folder.model_path).merge_and_unload()
+    config = SpectralLoraConfig.from_pretrained(str(folder.model_path))
+    merged = PeftModel.from_pretrained(base, folder.model_path, config=config).merge_and_unload()
     unfinished = out.with_name(f".{out.name}.unfinished")
     merged.to(getattr(torch, recipe["model"]["dtype"])).save_pretrained(unfinished)
     AutoTokenizer.from_pretrained(folder.model_path).save_pretrained(unfinished)

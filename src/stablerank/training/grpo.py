@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import is_peft_model
 
 from stablerank.errors import RecipeError
 from stablerank.rewards.credit import Component, Credit, Normalisation, advantages
@@ -193,7 +194,7 @@ def build_trainer(
     callbacks: list[TrainerCallback],
     rollout_sink: RolloutSink | None = None,
 ) -> CreditGRPOTrainer:
-    """The trainer of a recipe, its adapter made by TRL so that "adapter off" is the reference policy."""
+    """The trainer of a recipe; TRL makes the adapter of a bare model, so that "adapter off" is the reference policy."""
     from datasets import Dataset
 
     return CreditGRPOTrainer(
@@ -204,6 +205,6 @@ def build_trainer(
         args=config,
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=tokenizer,
-        peft_config=recipe.adapter.peft_config(),
+        peft_config=None if is_peft_model(model) else recipe.adapter.peft_config(),
         callbacks=callbacks,
     )

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from stablerank.adapters.specs import parameter_counts
+from stablerank.adapters.counts import parameter_counts
+from stablerank.adapters.prepare import prepare_adapter
+from stablerank.adapters.specs import SavedSpec
 from stablerank.errors import DataError, ModelError, RecipeError
 from stablerank.evaluation.prompts import prompt_ids
 from stablerank.training.recipe import Recipe
@@ -21,10 +23,13 @@ Row = dict[str, Any]
 
 
 def load_policy(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The untouched policy and its left-padding tokenizer; full fine-tuning loads fp32 masters whatever the dtype."""
+    """The untouched policy and its left-padding tokenizer.
+
+    What trains in place has fp32 masters whatever the dtype, and its masks or added biases from the start; a saved
+    adapter is on the model, because it is part of the policy that the run begins with.
+    """
     place = resolve(recipe.model.path)
-    is_full = recipe.adapter.kind == "full"
-    dtype = torch.float32 if is_full else getattr(torch, recipe.model.dtype)
+    dtype = torch.float32 if recipe.adapter.in_place else getattr(torch, recipe.model.dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(place, padding_side="left")
@@ -43,6 +48,8 @@ def load_policy(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_adapter_fits(recipe, model)
+    if recipe.adapter.in_place or isinstance(recipe.adapter, SavedSpec):
+        model = prepare_adapter(model, recipe.adapter)
     return model, tokenizer
 
 

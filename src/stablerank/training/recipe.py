@@ -8,7 +8,7 @@ checks what only the whole can know. The ``trainer`` section goes verbatim into 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import (
@@ -173,9 +173,16 @@ class OptimiserSpec(_Spec):
 
 
 class GeometrySpec(_Spec):
-    """How often the spectral geometry of the update is measured; 0 turns it off."""
+    """How often the spectral geometry of the update is measured, and against what."""
 
     every: int = Field(10, ge=0)
+    """Optimiser steps between measurements; 0 turns them off."""
+    against_base: bool = False
+    """Whether to measure where the update lies relative to the weight it changes: decomposes every base weight once."""
+    head: int = Field(16, ge=1)
+    """Leading directions of the base that this takes."""
+    nss: bool = False
+    """Whether to measure the shift of the singular values at the last step: two whole spectra a matrix."""
 
 
 class Recipe(_Spec):
@@ -222,6 +229,15 @@ class Recipe(_Spec):
                     f"trainer.{key}={settings[key]} is not a multiple of {cycle}, the optimiser steps in one "
                     "generation cycle (num_iterations x steps_per_generation / gradient_accumulation_steps); round it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _weight_decay_means_what_it_says(self) -> "Recipe":
+        if self.optimiser.weight_decay and (reason := self.adapter.refuses_weight_decay):
+            raise ValueError(
+                f"optimiser.weight_decay={self.optimiser.weight_decay} does not go with adapter.kind="
+                f"{self.adapter.kind}, where {reason}; set it to 0"
+            )
         return self
 
     @property
@@ -309,4 +325,6 @@ def _sentence(error: ValidationError, place: str) -> str:
     return f"{place}: {_refusal(where, given, first['msg'])}."
 
 
-_TAGS = {"lora", "full", "arithmetic", "file", "math_verify", "python", "str", "list[str]"}
+_ADAPTERS = get_args(get_args(AdapterSpec)[0])
+_ADAPTER_KINDS = {kind for spec in _ADAPTERS for kind in get_args(spec.model_fields["kind"].annotation)}
+_TAGS = {*_ADAPTER_KINDS, "arithmetic", "file", "math_verify", "python", "str", "list[str]"}

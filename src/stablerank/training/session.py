@@ -19,8 +19,12 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
-from stablerank.adapters.specs import parameter_counts
+from stablerank.adapters.counts import parameter_counts
+from stablerank.adapters.prepare import NEEDS_DATA, prepare_adapter
+from stablerank.adapters.reference import guard_reference
+from stablerank.adapters.specs import AdapterSpec
 from stablerank.evaluation.held_out import HeldOut, evaluate_policy
+from stablerank.evaluation.prompts import prompt_ids
 from stablerank.runs.folder import RunFolder, claim
 from stablerank.runs.manifest import code_state, device_state, file_hashes, package_versions
 from stablerank.training.callbacks import (
@@ -31,11 +35,15 @@ from stablerank.training.callbacks import (
 )
 from stablerank.training.closing import save_model, write_summary
 from stablerank.training.grpo import CreditGRPOTrainer, build_trainer, grpo_config
+from stablerank.training.landing_callback import LandingCallback
 from stablerank.training.policy import check_rows, load_policy
 from stablerank.training.recipe import Recipe, parse_recipe
 from stablerank.training.telemetry import GeometryCallback, initial_weights
 
 Row = dict[str, Any]
+
+CALIBRATION = 256
+"""Training prompts that a data-driven initialiser reads."""
 
 
 class Progress(Protocol):
@@ -143,14 +151,15 @@ class _Session:
         curve = CurveCallback(
             self.recipe.evaluation.every, lambda model, step: self._evaluate(folder, model, "curve", step), metrics
         )
-        callbacks: list[TrainerCallback] = [*([geometry] if geometry else []), *([curve] if self.curve else [])]
+        callbacks: list[TrainerCallback] = [LandingCallback()] if _is_polar(self.recipe.adapter) else []
+        callbacks += [*([geometry] if geometry else []), *([curve] if self.curve else [])]
         callbacks += [metrics, CheckpointCallback(), ProgressCallback(self._advance)]
         # The adapter is drawn from this seed, whatever the evaluation before it consumed.
         set_seed(self.recipe.seed)
         trainer = build_trainer(
             self.recipe,
             self.config,
-            self.model,
+            self._calibrated(),
             self.tokenizer,
             self.reward,
             self.rows,
@@ -158,17 +167,27 @@ class _Session:
             folder.rollouts.write,
         )
         trainer.remove_callback(PrinterCallback)
+        if self.recipe.loss_settings["beta"] > 0:
+            guard_reference(trainer)
         if geometry is not None:
             geometry.initial = initial_weights(trainer.model)
             geometry.log_scalar = trainer.log_scalar
         return trainer
+
+    def _calibrated(self) -> PreTrainedModel:
+        """The model, with the adapter on it where its first factors are drawn from what the model reads."""
+        spec = self.recipe.adapter
+        if spec.kind not in NEEDS_DATA:
+            return self.model
+        ids = (prompt_ids(self.tokenizer, row["prompt"], index) for index, row in enumerate(self.rows[:CALIBRATION]))
+        return prepare_adapter(self.model, spec, calibration=[{"input_ids": torch.tensor([row])} for row in ids])
 
     def _telemetry(self, folder: RunFolder) -> GeometryCallback | None:
         if not self.recipe.geometry.every:
             return None
         return GeometryCallback(
             lambda step, rows: folder.geometry.write(step, [asdict(row) for row in rows]),
-            every=self.recipe.geometry.every,
+            **self.recipe.geometry.model_dump(),
             run=folder.path.name,
             seed=self.recipe.seed,
         )
@@ -209,8 +228,8 @@ class _Session:
         )
 
     def _autocast(self) -> Any:
-        """Full fine-tuning in bfloat16 trains under autocast, so it is evaluated under it."""
-        if self.recipe.adapter.kind == "full" and self.recipe.model.dtype == "bfloat16":
+        """What trains in place in bfloat16 trains under autocast, so it is evaluated under it."""
+        if self.recipe.adapter.in_place and self.recipe.model.dtype == "bfloat16":
             return torch.autocast(self.state.device.type, torch.bfloat16)
         return nullcontext()
 
@@ -228,6 +247,11 @@ class _Session:
             "trainer_config": self.config.to_dict(),
             "parameters": {"trainable": trainable, "total": total},
         }
+
+
+def _is_polar(spec: AdapterSpec) -> bool:
+    config = spec.peft_config()
+    return config is not None and (config.spectral or {}).get("method") == "polar"
 
 
 def _has_phase(folder: RunFolder, phase: str) -> bool:

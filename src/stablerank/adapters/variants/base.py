@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear, LoraVariant
-from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
+
+from stablerank.errors import ModelError
 
 
 class SpectralVariant(LoraVariant):
@@ -34,6 +36,10 @@ class SpectralVariant(LoraVariant):
     @abstractmethod
     def delta(self, module: Linear, adapter: str) -> Tensor:
         """The update ``(O, I)`` in the factors' dtype, scale included."""
+
+    def factors(self, module: Linear, adapter: str) -> tuple[Tensor, Tensor] | None:
+        """``B (O, K)`` and ``A (K, I)`` whose product times the scale is the update; None where it is no product."""
+        return None
 
     def merge_safe(self, module: Linear, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """The merged weight as a new tensor, summed in fp32 and rounded once."""
@@ -81,5 +87,28 @@ def is_quantised(base: nn.Module) -> bool:
 @torch.no_grad()
 def base_weight(module: Linear) -> Tensor:
     """The base's weight ``(O, I)``, dequantised where it must be, in its own floating-point dtype."""
-    weight: Tensor = dequantize_module_weight(module.get_base_layer())
+    base = module.get_base_layer()
+    if get_bnb_param_type(base.weight):  # PEFT's general function costs an 8-bit layer its scales on a CPU
+        weight: Tensor = dequantize_bnb_weight(base.weight, state=getattr(base, "state", None))
+    else:
+        weight = dequantize_module_weight(base)
     return weight.detach()
+
+
+def hold_layout(base: nn.Module) -> None:
+    """Keep a 4-bit weight in the layout that can be dequantised and differentiated.
+
+    On a CPU with AVX512-BF16, bitsandbytes repacks it in place at its first inference, for a kernel without gradient;
+    a state dict taken after that holds wrong scales.
+
+    Raises:
+        ModelError: that has happened.
+    """
+    state = getattr(getattr(base, "weight", None), "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        raise ModelError(
+            f"bitsandbytes has repacked this {type(base).__name__} for inference on this CPU, where no gradient passes "
+            "it; load the model again and put the adapter on before its first forward."
+        )
+    if hasattr(base, "support_avx512bf16_for_cpu"):
+        base.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

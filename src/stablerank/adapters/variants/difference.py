@@ -32,11 +32,20 @@ class DifferenceVariant(SpectralVariant):
     def init(self, module: Linear, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
         """Draw the first factors, or copy those of another adapter of the same method on this layer."""
         a, b = module.lora_A[adapter_name], module.lora_B[adapter_name]
+        if not hasattr(module, "first_factors"):
+            module.first_factors = {}
+        module.first_factors.pop(adapter_name, None)
         if not has_values(module, adapter_name, config):
             add_factor(module, "A0", adapter_name, tuple(a.weight.shape), trained=False)
             add_factor(module, "B0", adapter_name, tuple(b.weight.shape), trained=False)
             return
-        b_OR, a_RI = INITS[config.spectral["method"]](module, adapter_name, config.spectral)
+        origin = (config.spectral, module.r[adapter_name], module.scaling[adapter_name])
+        twin = _twin(module, origin)
+        if twin is not None:
+            b_OR, a_RI = module.lora_B0[twin].weight, module.lora_A0[twin].weight
+        else:
+            b_OR, a_RI = INITS[config.spectral["method"]](module, adapter_name, config.spectral)
+        module.first_factors[adapter_name] = origin
         for factor, name, value in ((a, "A0", a_RI), (b, "B0", b_OR)):
             set_factor(factor, value)
             add_factor(module, name, adapter_name, value, trained=False)
@@ -55,3 +64,16 @@ class DifferenceVariant(SpectralVariant):
             b_OR, a_RI = module.lora_B[adapter].weight, module.lora_A[adapter].weight
             b0_OR, a0_RI = module.lora_B0[adapter].weight, module.lora_A0[adapter].weight
             return (b_OR @ a_RI - b0_OR @ a0_RI) * module.scaling[adapter]
+
+    @torch.no_grad()
+    def factors(self, module: Linear, adapter: str) -> tuple[Tensor, Tensor]:
+        """``[B, -B0]`` and ``[A; A0]``, of rank 2 R."""
+        b_OR, a_RI = module.lora_B[adapter].weight, module.lora_A[adapter].weight
+        b0_OR, a0_RI = module.lora_B0[adapter].weight, module.lora_A0[adapter].weight
+        return torch.cat((b_OR, -b0_OR), dim=1), torch.cat((a_RI, a0_RI))
+
+
+def _twin(module: Linear, origin: tuple[Any, ...]) -> str | None:
+    """Another adapter of the layer whose first factors have the same origin, settings, rank and scale."""
+    known = module.first_factors.items()
+    return next((name for name, other in known if other == origin and name in module.lora_A0), None)

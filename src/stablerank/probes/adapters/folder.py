@@ -7,7 +7,8 @@ stack has its number at the end. A module that cannot be read is a problem with 
 Which update: relative to the weights that PEFT would load the adapter onto. An initialiser that takes its first factors
 out of the base (PiSSA and kin) makes that the residual base, which a note says; with ``initial``, the folder of the
 adapter as it was saved before training, the update is relative to the true base, ``s (B A - B0 A0)``, exactly and of
-rank 2 r. What PEFT converts itself (``path_initial_model_for_weight_conversion``) is already so.
+rank 2 r. What PEFT converts itself (``path_initial_model_for_weight_conversion``) is already so, and so are our own
+adapters (spectral.py), which leave the base alone.
 
 Source: METHODS.md 2.4, 9.5; the files that PEFT 0.21 writes.
 
@@ -29,7 +30,8 @@ from stablerank.probes.adapters.adalora import adalora_updates
 from stablerank.probes.adapters.layers import PARTS, peft_updates
 from stablerank.probes.adapters.lora import lora_updates, subtracts
 from stablerank.probes.adapters.lycoris import loha_updates, lokr_updates
-from stablerank.probes.adapters.types import AdapterFile, AdapterSource, BaseWeight, StoredUpdate, each_module
+from stablerank.probes.adapters.spectral import spectral_updates
+from stablerank.probes.adapters.types import AdapterFile, AdapterSource, BaseWeight, StoredUpdate, each_module, mapping
 from stablerank.probes.sources.safetensors_files import safetensors_contents
 from stablerank.probes.sources.stored import Problem, StoredTensor
 
@@ -82,6 +84,8 @@ def _updates(
     kind = found.config["peft_type"]
     if kind in PARTS:
         return peft_updates(found, base_weight)
+    if kind == "LORA" and mapping(found.config, "spectral"):
+        return each_module(found, partial(spectral_updates, adapter=found, initial=initial))
     if kind == "LORA":
         return each_module(found, partial(lora_updates, adapter=found, base_weight=base_weight, initial=initial))
     return each_module(found, partial(_BY_MODULE[kind], adapter=found))
@@ -176,6 +180,7 @@ def _read_initial(folder: Path, found: AdapterFile) -> AdapterFile:
 
 def _unknown_settings(found: AdapterFile) -> Iterator[Problem]:
     known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[found.config["peft_type"]])}
+    known |= {"spectral"} if found.config["peft_type"] == "LORA" else set()
     unknown = {name: value for name, value in found.config.items() if value and name not in known}
     if unknown:
         listed = ", ".join(f"{name} = {value!r}" for name, value in sorted(unknown.items()))

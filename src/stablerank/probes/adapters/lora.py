@@ -65,7 +65,7 @@ def lora_updates(
     owner, parameter = adapted_parameter(factors, config)
     key = owner if parameter is None else f"{owner}.{parameter}"
     name = key.removesuffix(".weight")
-    rank, scale = _rank_and_scale(config, key)
+    rank, scale = rank_and_scale(config, key)
     experts = factors.rank // rank if parameter is not None and factors.rank % rank == 0 else 1
     if experts > 1:
         _require_no_initial(module, initial)
@@ -81,6 +81,17 @@ def lora_updates(
         _require_whole_base(module, config, first)
         build = dora(name, product, parts["lora_magnitude_vector"], base_weight, transposed=factors.transposed)
     yield stored_update(name, factors.shape, stored, build)
+
+
+def rank_and_scale(config: Mapping[str, Any], key: str) -> tuple[int, float]:
+    """The rank and ``s`` that the settings give a module.
+
+    Raises:
+        ModelError: the settings give no such numbers.
+    """
+    rank = ranked(config, key)
+    alpha = patterned(config, "lora_alpha", "alpha_pattern", key)
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _factors(module: str, parts: Parts, config: Mapping[str, Any]) -> StoredFactors:
@@ -103,12 +114,6 @@ def _factors(module: str, parts: Parts, config: Mapping[str, Any]) -> StoredFact
     return StoredFactors(module, b, a, transposed=embedding or (linear and bool(config.get("fan_in_fan_out"))))
 
 
-def _rank_and_scale(config: Mapping[str, Any], key: str) -> tuple[int, float]:
-    rank = ranked(config, key)
-    alpha = patterned(config, "lora_alpha", "alpha_pattern", key)
-    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
 def _first_factors(factors: StoredFactors, scale: float, initial: AdapterFile) -> StoredFactors:
     module = factors.module
     if module not in initial.modules:
@@ -117,7 +122,7 @@ def _first_factors(factors: StoredFactors, scale: float, initial: AdapterFile) -
             "before this training."
         )
     first = _factors(module, initial.modules[module], initial.config)
-    rank, first_scale = _rank_and_scale(initial.config, module)
+    rank, first_scale = rank_and_scale(initial.config, module)
     first.require_rank(rank)
     if (first.b.shape, first.a.shape, first_scale) != (factors.b.shape, factors.a.shape, scale):
         raise ModelError(
