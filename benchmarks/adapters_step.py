@@ -2,8 +2,9 @@
 
 One forward and backward of the language-model loss on SmolLM2-135M, rank 16 on every linear layer, on batches of real
 worked solutions (GSM8K). Time: processor time of all arms in one process, interleaved, so that a slow minute of the
-machine hits all of them. Memory: a fresh process an arm and the largest resident set of its steps, the kernel's mark being reset before
-them, for loading peaks as well (Linux only). This process loads no torch: a child's mark starts at its parent's.
+machine hits all of them. Memory: a fresh process an arm and the largest resident set of its steps, the kernel's mark
+being reset before them, for loading peaks as well (Linux only). This process loads no torch: a child's mark starts at
+its parent's.
 """
 
 import argparse

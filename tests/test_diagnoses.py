@@ -193,6 +193,7 @@ def test_head_energy_is_read_against_its_null():
     energies = [value(head_energy(Dense(delta), spaces.v_IK)) for delta in (principal, avoiding)]
     energies.append(value(null.median))
     said = [sentences([row(1, "mlp.up_proj", "update", "head_energy", found, null)])[0] for found in energies]
+    assert sentences([row(1, "mlp.up_proj", "initial", "head_energy", energies[0], null)]) == []
     assert "lie in the weight's principal directions (head energy 1.00)" in said[0]
     assert "avoid the weight's principal directions" in said[1]
     assert "are as off-principal as random ones" in said[2]

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import stablerank
 from stablerank.errors import ModelError, RunFolderError, StablerankError
+from stablerank.peft import SpectralLoraConfig
 from stablerank.probes.evaluate import METRICS, SPECTRUM, TOP
 from stablerank.zoo.resolve import resolve
 
@@ -108,6 +109,25 @@ def test_an_adapter_is_the_difference_of_the_merged_checkpoint(adapter):
         if key[1] == "stable_rank":
             assert row["null_kind"] == "gaussian_factors"
             assert merged[key]["null_kind"] == "gaussian_matrix"
+
+
+@pytest.mark.parametrize("spectral", [{"method": "pissa", "svd": "exact"}, {"method": "sinelora", "omega": 50.0}])
+def test_an_adapter_of_ours_is_the_difference_of_the_merged_checkpoint(tmp_path, spectral):
+    base = AutoModelForCausalLM.from_pretrained(resolve(STUDENT), dtype=torch.float32)
+    model = get_peft_model(base, SpectralLoraConfig(r=2, target_modules=["q_proj"], spectral=spectral))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) / 8)
+    model.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    metrics = ["stable_rank", "relative_norm", "nss"]
+    read = stablerank.measure(tmp_path / "adapter", against=STUDENT, metrics=metrics)
+    merged = cells(stablerank.measure(tmp_path / "merged", against=STUDENT, metrics=metrics))
+    assert (read.problems, read.meta["notes"], len(read.rows)) == ([], [], 4 * len(metrics))
+    for key, row in cells(read).items():
+        assert row["value"] == pytest.approx(merged[key]["value"], rel=1e-3)
 
 
 def test_an_adapter_alone_has_no_relative_norm(adapter):

@@ -24,15 +24,12 @@ from stablerank.errors import ModelError, RunFolderError
 PISSA = {"method": "pissa", "svd": "exact"}
 PATTERNS = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"v_proj": 9}}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "lora": {"lora_alpha": 6},
-    "lora with patterns": {"lora_alpha": 6, **PATTERNS},
+    "lora": {"lora_alpha": 6, **PATTERNS},
     "rslora": {"lora_alpha": 6, "use_rslora": True},
     "dora": {"lora_alpha": 6, "use_dora": True},
-    "gaussian": {"lora_alpha": 6, "init_lora_weights": "gaussian"},
-    "difference": {"lora_alpha": 6, "spectral": PISSA},
+    "difference": {"lora_alpha": 6, "lora_dropout": 0.3, "spectral": PISSA},
     "difference with patterns": {"lora_alpha": 6, "spectral": PISSA, **PATTERNS},
     "difference with rslora": {"lora_alpha": 6, "use_rslora": True, "spectral": PISSA, **PATTERNS},
-    "difference with dropout": {"lora_alpha": 6, "lora_dropout": 0.3, "spectral": PISSA},
     "polar": {"lora_alpha": 6, "spectral": {"method": "polar", "theta": "free"}},
     "polar diagonal": {"lora_alpha": 6, "spectral": {"method": "polar", "theta": "diagonal"}, **PATTERNS},
     "polar identity": {"lora_alpha": 6, "spectral": {"method": "polar", "theta": "identity"}, **PATTERNS},
@@ -74,25 +71,34 @@ def answered(model, ids) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def exports(load, base_folder, ids, tmp_path_factory) -> dict[tuple[str, str], Export]:
-    """Every configuration and dtype, exported here and read back by one process without us."""
+def everything(load, base_folder, ids, tmp_path_factory):
+    """Every configuration and dtype as LoRA, and one in residual form, read back by one process without us."""
     work = tmp_path_factory.mktemp("exports")
-    made, cases = {}, {}
+    made, residuals, cases = {}, {}, {}
     for name, settings in CONFIGS.items():
         for dtype in DTYPES:
             model = wrapped(load, settings, DTYPES[dtype])
             folder = export_lora(model, work / f"{name} {dtype}").folder
             made[name, dtype] = Export(model, answered(model, ids), folder)
-            cases[f"{name}|{dtype}"] = {
-                "base": str(base_folder("qwen3")),
-                "adapter": str(folder),
-                "dtype": str(DTYPES[dtype]).removeprefix("torch."),
-                "ids": ids.tolist(),
-                "autocast": False,
-            }
-    for key, logits in read_elsewhere(cases, work).items():
-        made[tuple(key.split("|"))].elsewhere = logits
-    return made
+            cases[f"{name}|{dtype}"] = case(base_folder("qwen3"), folder, DTYPES[dtype], ids)
+    for dtype in DTYPES:
+        out = work / f"residual {dtype}"
+        residuals[dtype] = export_residual(made["difference with rslora", "fp32"].model, out, dtype=DTYPES[dtype])
+        cases[f"residual|{dtype}"] = case(out / "base", out / "adapter", torch.float32, ids)
+    elsewhere = read_elsewhere(cases, work)
+    for (name, dtype), export in made.items():
+        export.elsewhere = elsewhere[f"{name}|{dtype}"]
+    return made, residuals, {dtype: elsewhere[f"residual|{dtype}"] for dtype in DTYPES}
+
+
+def case(base: Path, adapter: Path, dtype: torch.dtype, ids: torch.Tensor) -> dict[str, Any]:
+    dtype_name = str(dtype).removeprefix("torch.")
+    return {"base": str(base), "adapter": str(adapter), "dtype": dtype_name, "ids": ids.tolist(), "autocast": False}
+
+
+@pytest.fixture(scope="module")
+def exports(everything) -> dict[tuple[str, str], Export]:
+    return everything[0]
 
 
 def read_elsewhere(cases: dict[str, Any], work: Path) -> dict[str, torch.Tensor]:
@@ -121,7 +127,7 @@ def test_each_product_is_the_update_of_its_layer(exports, name):
     assert len(tensors) == 2 * len(layers) == 28
     for place, layer in layers.items():
         b, a = (tensors[f"{place}.lora_{letter}.weight"].double().numpy() for letter in "BA")
-        update = layer.get_delta_weight("default").double().numpy()
+        update = layer.get_delta_weight("default").detach().double().numpy()
         np.testing.assert_allclose(scale_of(stock, place, len(a)) * b @ a, update, atol=2e-6 * np.abs(update).max())
 
 
@@ -187,8 +193,8 @@ def test_a_fingerprint_is_of_the_base_alone(load, exports):
 
 
 def test_an_export_leaves_the_model_as_it_is(exports, ids):
-    for export in exports.values():
-        assert torch.equal(answered(export.model, ids), export.logits)
+    for name in ("lora", "difference with rslora", "polar identity"):  # the second also went out as a residual
+        assert torch.equal(answered(exports[name, "fp32"].model, ids), exports[name, "fp32"].logits)
     tensors, config = plain_lora(exports["lora", "fp32"].model)
     for tensor in tensors.values():
         tensor.zero_()
@@ -257,33 +263,37 @@ def test_a_residual_keeps_the_function_in_fp32(load, name):
     model = wrapped(load, CONFIGS[name])
     for layer in (module for module in model.modules() if hasattr(module, "lora_A0")):
         weight = layer.get_base_layer().weight.detach().double().numpy()
-        b, a = (getattr(layer, f"lora_{k}0")["default"].weight.double().numpy() for k in "BA")
+        b, a = (getattr(layer, f"lora_{k}0")["default"].weight.detach().double().numpy() for k in "BA")
         residual, error = residual_weight(layer, "default", torch.float32)
         off = np.abs(residual.double().numpy() + layer.scaling["default"] * b @ a - weight).max()
         assert off < 1e-6
         assert error == pytest.approx(off / np.abs(weight).max(), rel=1e-6)
 
 
-def test_a_residual_in_stock_peft(load, base_folder, ids, tmp_path):
-    model = wrapped(load, CONFIGS["difference with rslora"])
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    exports = {dtype: export_residual(model, tmp_path / dtype, dtype=DTYPES[dtype]) for dtype in DTYPES}
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    cases = {
-        dtype: {"base": str(e.base), "adapter": str(e.adapter.folder), "dtype": "float32", "ids": ids.tolist()}
-        for dtype, e in exports.items()
-    }
-    logits = read_elsewhere({dtype: {**case, "autocast": False} for dtype, case in cases.items()}, tmp_path)
-    wanted = answered(model, ids)
-    assert (logits["fp32"] - wanted).abs().max() < 2e-5 * wanted.abs().max()
-    assert 1e-4 < (logits["bf16"] - wanted).abs().max() < 0.1 * wanted.abs().max()
-    assert exports["fp32"].error < 1e-6 < exports["bf16"].error < 1e-2
-    for dtype, export in exports.items():
+def test_a_residual_in_stock_peft(everything, base_folder):
+    exports, residuals, elsewhere = everything
+    wanted = exports["difference with rslora", "fp32"].logits
+    assert (elsewhere["fp32"] - wanted).abs().max() < 2e-5 * wanted.abs().max()
+    assert 1e-4 < (elsewhere["bf16"] - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert residuals["fp32"].error < 1e-6 < residuals["bf16"].error < 1e-2
+    for dtype, export in residuals.items():
         assert {t.dtype for t in load_file(export.base / "model.safetensors").values()} == {DTYPES[dtype]}
+        assert json.loads((export.base / "config.json").read_text())["dtype"] == str(DTYPES[dtype])[6:]
         settings = json.loads((export.adapter.folder / "adapter_config.json").read_text())
         assert settings["base_model_name_or_path"] == str(export.base)
         card = (export.adapter.folder / "README.md").read_text()
         assert all(text in card for text in (f"{export.error:.1e}", str(base_folder("qwen3")), str(export.base)))
+
+
+def test_a_measured_error_is_that_of_the_files(everything):
+    exports, residuals, _ = everything
+    model, residual = exports["difference with rslora", "fp32"].model, residuals["bf16"]
+    written = load_file(residual.base / "model.safetensors")[f"{residual.worst}.weight"].double().numpy()
+    layer = model.get_submodule(f"base_model.model.{residual.worst}")
+    weight = layer.get_base_layer().weight.detach().double().numpy()
+    b, a = (getattr(layer, f"lora_{k}0")["default"].weight.detach().double().numpy() for k in "BA")
+    off = np.abs(written + layer.scaling["default"] * b @ a - weight).max()
+    assert residual.error == pytest.approx(off / np.abs(weight).max(), rel=1e-6)
 
 
 def test_a_residual_base_keeps_tied_embeddings_tied(load, tmp_path):

@@ -79,6 +79,18 @@ def make(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFa
     return made
 
 
+@pytest.fixture(scope="module")
+def quantised(base_folder: Callable[[str], Path]) -> Make:
+    config = BitsAndBytesConfig(load_in_4bit=True)
+
+    def loaded() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
+            base_folder("qwen3"), quantization_config=config, device_map={"": "cpu"}
+        )
+
+    return loaded
+
+
 def _length(completions: list[str], **_: Any) -> list[float]:
     return [float(len(completion)) for completion in completions]
 
@@ -221,6 +233,15 @@ def test_adapter_tensors_that_trl_does_not_copy_are_copied(load: Load, ids: Tens
     assert all(torch.equal(side, saved) for side in _sides(trainer, ids))
 
 
+def test_factors_that_trl_rounds_on_a_quantised_base_are_rounded_in_the_reference(quantised: Make, make: Make) -> None:
+    trainer = make("dpo", get_peft_model(quantised(), _lora()))
+    factors = trainer.model.get_base_model().model.layers[0].mlp.up_proj.lora_A
+    assert (factors["default"].weight.dtype, factors["ref"].weight.dtype) == (BF16, FP32)
+    assert guard_reference(trainer).mended == ("tensors not copied to 'ref'",)
+    assert factors["ref"].weight.dtype == BF16
+    assert torch.equal(factors["ref"].weight, factors["default"].weight)
+
+
 def test_dropout_of_the_reference_is_switched_off(load: Load, ids: Tensor, make: Make, tmp_path: Path) -> None:
     """GRPO asks the reference in training mode, where TRL's copy of the adapter drops out."""
     saved = _trained_adapter(tmp_path, load, ids, _lora(lora_dropout=0.5))
@@ -253,8 +274,10 @@ def test_kto_and_rloo_are_guarded_by_the_same_code(kind: str, load: Load, ids: T
 
 
 def test_full_fine_tuning_compares_the_two_models(load: Load, make: Make) -> None:
-    trainer = make("grpo", load("qwen3"))
-    assert guard_reference(trainer).reference == "a model of its own"
+    with_bias = load("qwen3")
+    with_bias.model.layers[0].mlp.up_proj.bias = torch.nn.Parameter(torch.zeros(56))
+    for policy in (load("qwen3"), with_bias):
+        assert guard_reference(make("grpo", policy)).reference == "a model of its own"
     changed = load("qwen3")
     changed.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
     with pytest.raises(ModelError, match=r"reference model's model\.layers\.0\.mlp\.up_proj\.weight differs"):
@@ -291,12 +314,9 @@ def test_a_trained_residual_adapter_is_not_taken_for_a_fresh_one(
         guard_reference(make(kind, policy, beta=0.1 if kind == "dpo" else 0.0))
 
 
-def test_a_residual_init_on_a_quantised_base_is_refused(base_folder: Callable[[str], Path], make: Make) -> None:
-    quantised = AutoModelForCausalLM.from_pretrained(
-        base_folder("qwen3"), quantization_config=BitsAndBytesConfig(load_in_4bit=True), device_map={"": "cpu"}
-    )
+def test_a_residual_init_on_a_quantised_base_is_refused(quantised: Make, make: Make) -> None:
     with pytest.raises(ModelError, match=r"is quantised.*PissaSpec"):
-        guard_reference(make("dpo", quantised, _lora("olora")))
+        guard_reference(make("dpo", quantised(), _lora("olora")))
 
 
 def test_a_base_other_than_the_stored_one_is_refused(load: Load, make: Make) -> None:

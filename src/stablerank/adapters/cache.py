@@ -23,6 +23,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def content_hash(*tensors: Tensor) -> str:
     """Hexadecimal xxh3 (128 bits) of the bytes of tensors, in row order."""
     digest = xxhash.xxh3_128()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -77,7 +78,7 @@ def _name(weight_OI: Tensor, recipe: Mapping[str, Any]) -> str:
         "dtype": str(weight_OI.dtype),
         "recipe": dict(recipe),
     }
-    return xxhash.xxh3_128_hexdigest(json.dumps(whole, sort_keys=True))
+    return xxhash.xxh3_128_hexdigest(json.dumps(whole, sort_keys=True).encode())
 
 
 def _read(place: Path) -> Factors | None:
@@ -102,7 +103,8 @@ def _write(place: Path, factors: Factors, limit: int) -> None:
         beside.replace(place)
         _make_room(place.parent, place.stat().st_size, limit)
     except (OSError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
         warnings.warn(f"First factors are not cached: {error}", stacklevel=2)
 
 

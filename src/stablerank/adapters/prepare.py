@@ -82,7 +82,8 @@ def prepare_adapter(
     if isinstance(spec, CordaSpec):
         _collect_eigens(model, spec, list(targets), rows)
     with _told(config, progress, len(targets)):
-        wrapped = get_peft_model(model, config)
+        # EVA makes every factor anew, so PEFT advises to leave the first ones without memory.
+        wrapped = get_peft_model(model, config, low_cpu_mem_usage=isinstance(spec, EvaSpec))
     if isinstance(spec, EvaSpec):
         initialize_lora_eva_weights(wrapped, _eva_batches(rows, sought), show_progress_bar=False)
         cast_adapter_dtype(wrapped, "default")  # layers that got another rank have factors in the base's dtype

@@ -10,30 +10,39 @@ What is mended, and where TRL leaves it:
 - a base that an initialiser of PEFT turned into a residual (residual.py), once with ``peft_config`` and twice with a
   wrapped model, because ``add_adapter("ref")`` draws it again; and the missing reference adapter;
 - tensors that TRL does not copy to its adapter "ref": it copies parameters named ``.default.``, so that those held in
-  a ``ParameterDict`` (embeddings, new tokens) and buffers keep a first value;
+  a ``ParameterDict`` (embeddings, new tokens) and buffers keep a first value; and factors on a quantised base, which
+  it rounds to bf16 in the policy alone;
 - dropout in the adapter "ref", which is drawn anew in every reference pass;
 - the first magnitudes of DoRA on a half-precision base, which PEFT rounds to it: the policy is off by some 1e-3.
 
 Cost: the base is loaded a second time on the CPU and dropped again; some 16 vectors pass through each adapted layer.
 
-Left out on purpose: DeepSpeed and FSDP, where a process does not hold whole weights; the frozen factors of a resumed
-run (PEFT draws them again before a checkpoint is loaded, the same ones unless the initialiser is random).
+Left out on purpose: DeepSpeed and FSDP, where a process does not hold whole weights; resuming a residual base whose
+initialiser is random (``pissa_niter_N``, ``lora_ga``): its checkpoint does not hold the base, and what is drawn again
+is another one. Our difference forms keep their first factors in the checkpoint.
 """
 
-import copy
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import LoraLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from stablerank.adapters.policy_tensors import (
+    POLICY,
+    REFERENCE,
+    adapted_layers,
+    base_of,
+    base_tensors,
+    is_adapters,
+    relative_error,
+    stored_at,
+    tensors_of,
+)
+from stablerank.adapters.reference_mends import Mend, magnitude_mends, reference_mends, residual_mends
 from stablerank.adapters.residual import Residual, residual_initialiser
 from stablerank.adapters.variants.base import is_quantised
 from stablerank.errors import ModelError
@@ -41,7 +50,6 @@ from stablerank.errors import ModelError
 TRAINERS = ("GRPOTrainer", "DPOTrainer", "KTOTrainer", "RLOOTrainer")
 TOLERANCE = 1e-5
 """Relative error of a step-0 weight, or of a layer's answer, that is still rounding in fp32."""
-_POLICY, _REFERENCE = "default", "ref"
 _PROBES = 16
 
 
@@ -63,12 +71,6 @@ class ReferenceReport:
         )
 
 
-@dataclass(frozen=True)
-class _Mend:
-    what: str
-    act: Callable[[], object]
-
-
 @torch.no_grad()
 def guard_reference(trainer: Trainer) -> ReferenceReport:
     """Make the reference policy of a TRL trainer the policy of before any initialiser, or refuse.
@@ -78,7 +80,7 @@ def guard_reference(trainer: Trainer) -> ReferenceReport:
 
     Raises:
         ModelError: the trainer has trained, the untouched base cannot be loaded, or policy and reference cannot be
-            made right; nothing has been changed then.
+            made right.
     """
     _refuse_trainer(trainer)
     policy = trainer.accelerator.unwrap_model(trainer.model)
@@ -100,10 +102,12 @@ def _guard_model(trainer: Trainer, policy: nn.Module, is_used: bool) -> Referenc
             "the policy itself, asked ahead of training", ("log-probabilities come from the policy",)
         )
     reference, ours_by_name = (
-        dict(_tensors(trainer.accelerator.unwrap_model(model))) for model in (trainer.ref_model, policy)
+        dict(tensors_of(trainer.accelerator.unwrap_model(model))) for model in (trainer.ref_model, policy)
     )
     for name, ours in ours_by_name.items():
-        if (error := _error(ours, reference.get(name))) > 0:
+        # A zero bias that was added for training (BitFit) is no difference.
+        theirs = reference.get(name, torch.zeros_like(ours) if name.endswith(".bias") else None)
+        if (error := relative_error(ours, theirs)) > 0:
             raise ModelError(
                 f"The reference model's {name} differs from the policy's by {error:.1e} (relative, limit 0): TRL "
                 "loads the reference from the folder that the model names, not from the model it is given; save the "
@@ -113,31 +117,29 @@ def _guard_model(trainer: Trainer, policy: nn.Module, is_used: bool) -> Referenc
 
 
 def _guard_adapter(trainer: Trainer, policy: PeftModel, stored: nn.Module, is_used: bool) -> ReferenceReport:
-    initialiser = residual_initialiser(policy.peft_config[_POLICY])
+    """An adapter: the reference is the base alone, or TRL's frozen copy of the adapter on it."""
+    initialiser = residual_initialiser(policy.peft_config[POLICY])
     residuals = _residuals(policy, stored) if initialiser else []
     count = _check_base(policy, stored, {residual.name for residual in residuals})
-    error = _check_residuals(residuals, initialiser, is_redrawn=_REFERENCE in policy.peft_config)
+    error = _check_residuals(residuals, initialiser, is_redrawn=REFERENCE in policy.peft_config)
+    checked = [f"{count} tensors of the base equal {stored_at(policy)} bit by bit"]
+    if residuals:
+        checked.append(f"{len(residuals)} residual weights plus their first products ({initialiser}) give its weights")
     mends = [
-        *_residual_mends(policy, residuals, is_used),
-        *_magnitude_mends(policy),
-        *_reference_mends(policy, is_used),
+        *residual_mends(policy, residuals, is_used),
+        *magnitude_mends(policy),
+        *reference_mends(policy, is_used),
     ]
-    if mends and getattr(trainer.args, "precompute_ref_log_probs", False):
-        raise ModelError(
-            f"The reference's log-probabilities were computed ahead with a wrong reference ({mends[0].what}); set "
-            "`precompute_ref_log_probs=False` and call guard_reference again."
-        )
+    _refuse_asked_ahead(trainer, mends)
     for mend in mends:
         mend.act()
-    checked = [f"{count} tensors of the base equal {_place(policy)} bit by bit"]
-    checked += [f"{len(residuals)} residual weights ({initialiser})"] if residuals else []
-    if _REFERENCE in policy.peft_config:
-        checked.append("the adapter 'ref' equals 'default' tensor by tensor")
+    if not is_used:
+        reference = "none (beta is 0)"
+    elif REFERENCE in policy.peft_config:
         reference = "the adapter 'ref', a copy of the policy at step 0"
+        checked.append("'ref' equals 'default' tensor by tensor")
     else:
-        reference = "the base, adapter off" if is_used else "none (beta is 0)"
-    if is_used and _REFERENCE not in policy.peft_config:
-        error = max(error, _check_answers(policy))
+        reference, error = "the base, adapter off", _check_answers(policy)
         checked.append("every adapted layer answers as its base")
     return ReferenceReport(reference, tuple(checked), tuple(dict.fromkeys(mend.what for mend in mends)), error)
 
@@ -163,15 +165,23 @@ def _refuse_trainer(trainer: Trainer) -> None:
         )
 
 
+def _refuse_asked_ahead(trainer: Trainer, mends: list[Mend]) -> None:
+    if mends and getattr(trainer.args, "precompute_ref_log_probs", False):
+        raise ModelError(
+            f"The reference's log-probabilities were computed ahead with a wrong reference ({mends[0].what}); set "
+            "`precompute_ref_log_probs=False` and call guard_reference again."
+        )
+
+
 def _refuse_adapters(trainer: Trainer, policy: PeftModel, is_used: bool) -> None:
     """Refuse what TRL's reference does not cover, by name."""
-    names, active = sorted(set(policy.peft_config) - {_REFERENCE}), policy.active_adapters
-    if names != [_POLICY] or active != [_POLICY]:
+    names, active = sorted(set(policy.peft_config) - {REFERENCE}), policy.active_adapters
+    if names != [POLICY] or active != [POLICY]:
         raise ModelError(
             f"The policy has the adapters {names}, active {active}, but TRL copies one named 'default' to its "
             "reference; load one adapter under that name."
         )
-    config = policy.peft_config[_POLICY]
+    config = policy.peft_config[POLICY]
     if not isinstance(config, LoraConfig) or config.target_parameters:
         raise ModelError(
             f"An adapter of type {config.peft_type.value} that is no LoRA on `target_modules` is not known here; use a "
@@ -182,7 +192,7 @@ def _refuse_adapters(trainer: Trainer, policy: PeftModel, is_used: bool) -> None
             "A PEFT policy with a `ref_model` of its own has two references; leave `ref_model` out, and the reference "
             "is the policy at step 0."
         )
-    shared = [name for name, p in policy.named_parameters() if p.requires_grad and not _is_adapters(name)]
+    shared = [name for name, p in policy.named_parameters() if p.requires_grad and not is_adapters(name)]
     if is_used and shared:
         raise ModelError(
             f"{shared[0]} (one of {len(shared)}) trains inside the base, so the reference would move with the policy; "
@@ -192,7 +202,7 @@ def _refuse_adapters(trainer: Trainer, policy: PeftModel, is_used: bool) -> None
 
 def _stored_model(policy: PeftModel) -> PreTrainedModel:
     """The base once more, from the place it names, on the CPU where it is not quantised."""
-    base, place = _base(policy), _place(policy)
+    base, place = base_of(policy), stored_at(policy)
     arguments: dict[str, Any] = {"dtype": base.dtype}
     if (quantisation := getattr(base.config, "quantization_config", None)) is not None:
         arguments |= {"quantization_config": quantisation, "device_map": {"": base.device}}
@@ -210,14 +220,14 @@ def _stored_model(policy: PeftModel) -> PreTrainedModel:
 
 def _check_base(policy: PeftModel, stored: nn.Module, residual: set[str]) -> int:
     """Compare every tensor of the base but the residual ones, bit by bit; return how many there are."""
-    theirs, count = dict(_tensors(stored)), 0
-    for name, ours in _base_tensors(policy):
+    theirs, count = dict(tensors_of(stored)), 0
+    for name, ours in base_tensors(policy):
         if name in residual:
             continue
         there = theirs.get(name)
-        if (error := _error(ours, None if there is None else there.to(ours.dtype))) > 0:
+        if (error := relative_error(ours, None if there is None else there.to(ours.dtype))) > 0:
             raise ModelError(
-                f"The base's {name} differs from the one stored in {_place(policy)!r} by {error:.1e} "
+                f"The base's {name} differs from the one stored in {stored_at(policy)!r} by {error:.1e} "
                 "(relative, limit 0), so neither policy nor reference is that model; wrap a freshly loaded model, or "
                 "save this one with `save_pretrained` and load it from there."
             )
@@ -227,7 +237,7 @@ def _check_base(policy: PeftModel, stored: nn.Module, residual: set[str]) -> int
 
 def _residuals(policy: PeftModel, stored: nn.Module) -> list[Residual]:
     weights = dict(stored.named_parameters(remove_duplicate=False))
-    found = [(name, layer) for name, layer in _layers(policy) if _POLICY in layer.lora_A]
+    found = [(name, layer) for name, layer in adapted_layers(policy) if POLICY in layer.lora_A]
     for name, layer in found:
         if is_quantised(layer.get_base_layer()):
             raise ModelError(
@@ -261,10 +271,11 @@ def _check_residuals(residuals: list[Residual], initialiser: str | None, is_redr
 def _check_answers(policy: PeftModel) -> float:
     """The largest relative error between an adapted layer's answers and its base's: the update must start at zero."""
     worst = 0.0
-    for name, layer in _layers(policy):
-        mode, inputs = layer.training, _inputs(layer)
+    for name, layer in adapted_layers(policy):
+        base, mode, inputs = layer.get_base_layer(), layer.training, _inputs(layer)
         layer.eval()
-        error = _error(layer(inputs), layer.get_base_layer()(inputs))
+        base.train()  # in evaluation on the CPU, bitsandbytes packs its weights anew and for good
+        error = relative_error(layer(inputs), base(inputs))
         layer.train(mode)
         worst = max(worst, error)
         if error > TOLERANCE:
@@ -276,102 +287,9 @@ def _check_answers(policy: PeftModel) -> float:
     return worst
 
 
-def _residual_mends(policy: PeftModel, residuals: list[Residual], is_used: bool) -> Iterator[_Mend]:
-    for residual in residuals:
-        if not torch.equal(residual.weight, residual.wanted()):
-            yield _Mend("the residual base", residual.write)
-    if residuals and is_used and _REFERENCE not in policy.peft_config:
-        yield _Mend("a missing adapter 'ref'", partial(_add_reference, policy))
-
-
-def _add_reference(policy: PeftModel) -> None:
-    """A frozen copy of the policy's factors; its configuration draws nothing into the base, and no dropout."""
-    config = copy.deepcopy(policy.peft_config[_POLICY])
-    config.init_lora_weights, config.lora_dropout = True, 0.0
-    policy.add_adapter(_REFERENCE, config)
-    for source, target in _pairs(policy):
-        target.copy_(source)
-
-
-def _magnitude_mends(policy: PeftModel) -> Iterator[_Mend]:
-    """DoRA's first magnitude is the norm as its forward computes it, in fp32, not the norm rounded to the base."""
-    for _, layer in _layers(policy):
-        for adapter, magnitude in layer.lora_magnitude_vector.items():
-            if type(magnitude) is not DoraLinearLayer or layer.lora_B[adapter].weight.any():
-                continue
-            weight = dequantize_module_weight(layer.get_base_layer())
-            zero = magnitude.get_lora_weight(layer.lora_A[adapter], layer.lora_B[adapter])
-            norm = magnitude.get_weight_norm(weight, zero, layer.scaling[adapter])
-            if not torch.equal(norm, magnitude.weight):
-                yield _Mend("DoRA's rounded magnitudes", partial(magnitude.weight.copy_, norm))
-
-
-def _reference_mends(policy: PeftModel, is_used: bool) -> Iterator[_Mend]:
-    """What TRL left behind in the adapter "ref"."""
-    if not is_used or _REFERENCE not in policy.peft_config:
-        return
-    for source, target in _pairs(policy):
-        if not torch.equal(source, target):
-            yield _Mend("tensors not copied to 'ref'", partial(target.copy_, source))
-    for _, layer in _layers(policy):
-        if getattr(layer.lora_dropout[_REFERENCE], "p", 0.0) > 0:
-            yield _Mend("dropout in 'ref'", partial(layer.lora_dropout.update, {_REFERENCE: nn.Identity()}))
-
-
-def _pairs(policy: PeftModel) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every tensor of the policy's adapter with its counterpart in the reference's."""
-    tensors = dict(_tensors(policy))
-    for name, source in tensors.items():
-        parts = name.split(".")
-        if _POLICY in parts:
-            yield source, tensors[".".join(_REFERENCE if part == _POLICY else part for part in parts)]
-
-
-def _layers(policy: PeftModel) -> list[tuple[str, LoraLayer]]:
-    """The adapted layers under the names they have in the base."""
-    return [(name, m) for name, m in _base(policy).named_modules() if isinstance(m, LoraLayer)]
-
-
 def _inputs(layer: LoraLayer) -> Tensor:
     base, generator = layer.get_base_layer(), torch.Generator().manual_seed(0)
     if isinstance(base, nn.Embedding):
         return torch.randint(base.num_embeddings, (_PROBES,), generator=generator).to(base.weight.device)
     dtype = base.weight.dtype if base.weight.is_floating_point() else torch.float32
     return torch.randn(_PROBES, layer.in_features, generator=generator).to(base.weight.device, dtype)
-
-
-def _base(policy: PeftModel) -> PreTrainedModel:
-    return policy.get_base_model()
-
-
-def _place(policy: PeftModel) -> str:
-    """The folder or hub id that the base names; TRL loads a full reference from there."""
-    return str(_base(policy).config._name_or_path or "")
-
-
-def _base_tensors(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the base inside the policy, under the names they have without an adapter."""
-    for name, tensor in _tensors(_base(policy)):
-        if not _is_adapters(name):
-            yield name.replace(".base_layer", "").replace(".original_module", ""), tensor
-
-
-def _is_adapters(name: str) -> bool:
-    """PEFT names the adapter in every tensor it adds."""
-    return not {_POLICY, _REFERENCE}.isdisjoint(name.split("."))
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
-
-
-def _error(ours: Tensor, theirs: Tensor | None) -> float:
-    """Relative Frobenius distance; 0 means equal bit by bit, infinity that there is nothing to compare with."""
-    if theirs is None or ours.shape != theirs.shape:
-        return float("inf")
-    theirs = theirs.to(ours.device)
-    if ours.dtype == theirs.dtype and torch.equal(ours, theirs):
-        return 0.0
-    ours, theirs = ours.double(), theirs.double()
-    return float((ours - theirs).norm() / theirs.norm().clamp(min=torch.finfo(torch.float64).tiny))

@@ -11,8 +11,9 @@ def quiet_libraries() -> None:
 
     # What upstream will rename in its next major version is ours to know, not the user's.
     warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for name, level in (("accelerate", logging.ERROR), ("datasets", logging.CRITICAL)):
+    for name, level in (("accelerate", logging.ERROR), ("bitsandbytes", logging.ERROR), ("datasets", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)

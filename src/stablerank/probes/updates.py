@@ -106,7 +106,9 @@ def full_updates(model: nn.Module, initial: Mapping[str, Tensor]) -> list[NamedU
     """
     pairs = [(name, weight.detach(), _before(initial, name)) for name, weight in _trained_matrices(model)]
     return [
-        NamedUpdate(name.removesuffix(".weight"), partial(Difference, weight, before), _constant(before))
+        NamedUpdate(
+            name.removesuffix(".weight"), partial(Difference, weight, before), partial(before.to, weight.device)
+        )
         for name, weight, before in pairs
     ]
 
@@ -135,7 +137,7 @@ def measure_updates(
         step: column of the rows.
         kind: ``update``, or ``initial`` for first products.
         heads: of the base weights by name, for the rows of probes/alignment.py too.
-        nss: whether to read the NSS too, from both whole spectra: cubic in the smaller side, 1 s for 1024 by 1024.
+        nss: whether to read the NSS too, from both whole spectra: cubic in the smaller side.
 
     Raises:
         ModelError: a head is missing or of another shape, or a weight that is needed has an adapter merged into it.

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import is_peft_model
 
 from stablerank.errors import RecipeError
 from stablerank.rewards.credit import Component, Credit, Normalisation, advantages
@@ -205,6 +205,6 @@ def build_trainer(
         args=config,
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=tokenizer,
-        peft_config=None if is_peft_model(model) else recipe.adapter.peft_config(),
+        peft_config=None if isinstance(model, PeftModel) else recipe.adapter.peft_config(),
         callbacks=callbacks,
     )

@@ -1,8 +1,8 @@
 """OLoRA and CorDA: PEFT's own initialisers, run as they are on a base that they cannot touch.
 
-Contract: PEFT writes the residual ``W - s B0 A0`` into the base. Here it writes it into a copy: the base's own tensor is
-never in its hands, and the layer holds it again afterwards, also after an error. On a quantised base PEFT makes a new
-parameter, which is dropped.
+Contract: PEFT writes the residual ``W - s B0 A0`` into the base. Here it writes it into a copy: the base's own tensor
+is never in its hands, and the layer holds it again afterwards, also after an error. On a quantised base PEFT makes a
+new parameter, which is dropped.
 
 Source: OLoRA (Buyukakyuz 2406.01775, QR); CorDA (Yang et al. 2406.05223, needs calibration data).
 """
@@ -42,7 +42,7 @@ def corda_factors(module: Linear, adapter: str, settings: Mapping[str, Any]) -> 
     if not hasattr(module.get_base_layer(), "eigens"):
         raise ModelError(
             f"CorDA needs the covariances of the inputs of a layer of {module.out_features} by {module.in_features}, "
-            "and there are none: run `peft.tuners.lora.corda.preprocess_corda` on the model with calibration data first."
+            "and there are none: run `preprocess_corda` of peft.tuners.lora.corda with calibration data first."
         )
     return _on_a_copy(module, adapter, lambda: module.corda_init(adapter, "corda"))
 

@@ -8,9 +8,9 @@ Formula (2601.09361, equations 1 to 7)::
                                                  M_Euc  = |W|   <= its rho-quantile
     W_Geo = W * (M_Spec or M_Euc) = U S V^T      B0 = U_R S_R^(1/2),  A0 = S_R^(1/2) V_R^T
 
-The scale: as the paper writes it, ``s B0 A0`` is ``s`` times the rank-R part of ``W_Geo``, while PiSSA and MiLoRA divide
-by ``s`` first. The default ``alpha = r`` makes both agree. Since the update is counted from ``s B0 A0``, the function is
-preserved either way (difference.py).
+The scale: as the paper writes it, ``s B0 A0`` is ``s`` times the rank-R part of ``W_Geo``, while PiSSA and MiLoRA
+divide by ``s`` first. The default ``alpha = r`` makes both agree. Since the update is counted from ``s B0 A0``, the
+function is preserved either way (difference.py).
 
 Quantiles are exact, of each matrix by itself, at any size; entries tied with the threshold all belong, so that a mask
 may keep more than ``rho`` (exact zeros tie by the thousand). The spectral mask takes the reconstruction in fp32.

@@ -7,7 +7,8 @@ and in the merge alike. ``omega`` has no default and is never 0 (a zero update w
 ``sqrt(I)`` unless given. Every entry of the update is at most ``s / g``. The update is no product of rank R, so that
 there is no exact export as LoRA: merge it.
 
-Numerics: the sine is computed in fp32 at least, for its phase ``omega B A`` exceeds what bf16 resolves; the product
+Numerics: the sine is computed in fp32 at least (not in TF32, if a GPU is told to use it), for its phase ``omega B A``
+exceeds what bf16 resolves; the product
 with the tokens is in their dtype, under autocast in autocast's. Relative to LoRA the gradient of B is ``omega / g``
 times as large, so that ``omega`` and the learning rate trade off.
 
