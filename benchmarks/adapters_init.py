@@ -32,9 +32,14 @@ from stablerank.zoo.resolve import resolve
 
 MODEL = "zoo:smollm2-135m-instruct"
 RANK, RHO = 16, 0.2
-ROUNDS = 3
+ROUNDS = 2
 PUBLISHED = {"union": 0.3545, "jaccard": 0.128}
-OURS = {"PiSSA": PissaSpec, "GeoRA": GeoraSpec, "MiLoRA": MiloraSpec, "OLoRA": OloraSpec}
+OURS = {
+    "PiSSA": PissaSpec(kind="pissa", r=RANK),
+    "GeoRA": GeoraSpec(kind="geora", r=RANK, rho=RHO),
+    "MiLoRA": MiloraSpec(kind="milora", r=RANK),
+    "OLoRA": OloraSpec(kind="olora", r=RANK),
+}
 PEFTS = {"plain LoRA": True, "PEFT pissa_niter_16": "pissa_niter_16", "PEFT pissa": "pissa", "PEFT olora": "olora"}
 
 
@@ -63,8 +68,8 @@ def times(folder: str, cache: Path) -> dict[str, float]:
             found[name].append(seconds(folder, peft_config(init)))
         for name, spec in OURS.items():
             shutil.rmtree(cache, ignore_errors=True)
-            found[f"{name}, cold"].append(seconds(folder, spec(r=RANK).peft_config()))
-            found[f"{name}, cached"].append(seconds(folder, spec(r=RANK).peft_config()))
+            found[f"{name}, cold"].append(seconds(folder, spec.peft_config()))
+            found[f"{name}, cached"].append(seconds(folder, spec.peft_config()))
     return {name: min(taken) for name, taken in found.items()}
 
 

@@ -76,8 +76,7 @@ NO_BIASES = {("bitfit", "llama"): "no bias", ("bitfit", "qwen3"): "no bias", ("b
 """Cells that do not exist, and what `prepare_adapter` says."""
 
 TABLE: dict[str, Callable[[str], Cell]] = {
-    # PEFT keeps DoRA's magnitudes in the dtype of the base, so a bf16 one starts off by their rounding.
-    "policy at the start is the untouched model": lambda member: Holds(0, 0.1) if member == "dora" else EXACT,
+    "policy at the start is the untouched model": lambda member: EXACT,
     "reference at the start is the untouched model": lambda member: NO_ADAPTER if member in IN_PLACE else EXACT,
     "switched off after training it is the untouched model": lambda m: NO_ADAPTER if m in IN_PLACE else EXACT,
     "switched on again it is the trained one": lambda member: NO_ADAPTER if member in IN_PLACE else EXACT,

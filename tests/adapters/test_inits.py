@@ -14,6 +14,7 @@ from torch import nn
 from stablerank.adapters.config import SpectralLoraConfig
 from stablerank.adapters.inits.geora import geora_masks
 from stablerank.errors import ModelError
+from stablerank.spectral.update_masks import low_magnitude_mask
 
 RANK = 6
 ROWS, COLUMNS = 130, 120
@@ -78,11 +79,12 @@ def part(matrix, index):
 def test_pissa_starts_where_pefts_exact_pissa_does(svd, alpha, shape):
     weight = gapped(*shape)
     mine, oracle = ours(weight, "pissa", alpha=alpha, svd=svd), pefts(weight, "pissa", alpha)
-    np.testing.assert_allclose(product(mine), product(oracle), atol=1e-5 if svd == "exact" else 2e-3)
+    error = np.linalg.norm(product(mine) - product(oracle)) / np.linalg.norm(product(oracle))
+    assert error < (1e-5 if svd == "exact" else 1e-2)
     for name in ("lora_A", "lora_B"):
         one, two = (getattr(layer, name)["default"].weight.detach().double() for layer in (mine, oracle))
         one, two = (x.mT if name == "lora_A" else x for x in (one, two))
-        assert np.degrees(subspace_angles(one, two)).max() < 0.5
+        assert np.degrees(subspace_angles(one, two)).max() < (0.01 if svd == "exact" else 1.0)
         np.testing.assert_allclose(one.norm(dim=0).sort().values, two.norm(dim=0).sort().values, rtol=1e-3)
 
 
@@ -167,14 +169,14 @@ def test_ties_and_zeros_all_belong_to_a_mask():
     euclidean = geora_masks(weight, RANK, 0.1)[1]
     assert euclidean[:20].all() and euclidean.float().mean() >= 20 / ROWS
     assert torch.equal(euclidean, weight.abs() <= weight.abs()[euclidean].max())
-    assert np.isfinite(product(ours(weight, "geora", rho=0.1))).all()
+    assert np.isfinite(product(ours(weight, "geora", rho=0.5))).all()
+    with pytest.raises(ModelError, match="never train"):  # both masks hold nothing but the zeros
+        ours(weight, "geora", rho=0.1)
 
 
 def test_a_quantile_above_2_to_the_24_entries_is_exact():
     weight = torch.randn(4100, 4100, generator=torch.Generator().manual_seed(1)).bfloat16()
     assert weight.numel() > 2**24
-    from stablerank.spectral.update_masks import low_magnitude_mask
-
     magnitudes = weight.float().abs().numpy().ravel()
     count = round(0.2 * magnitudes.size)
     threshold = np.partition(magnitudes, count - 1)[count - 1]
@@ -188,8 +190,8 @@ def test_olora_is_pefts_and_the_base_is_what_it_was(dtype):
     mine, oracle = ours(weight, "olora", alpha=2 * RANK), pefts(weight, "olora", alpha=2 * RANK)
     for name in ("lora_A", "lora_B"):
         one, two = getattr(mine, name)["default"].weight, getattr(oracle, name)["default"].weight
-        assert torch.equal(one, two.float()) or torch.equal(one.to(two.dtype), two)
-        assert one.is_contiguous()
+        # PEFT rounds what it computed to the dtype of the base.
+        assert torch.equal(one.to(dtype).float(), two.float())
     assert torch.equal(mine.base_layer.weight, weight)
     assert not torch.equal(oracle.base_layer.weight, weight)
 

@@ -83,7 +83,7 @@ def test_what_it_prints_loads_it(run, tiny, tmp_path):
         code.append(f"{snippet}\nprint(model.get_nb_trainable_parameters()[0])")
     start = [sys.executable, "-c", "\n".join(code)]
     found = subprocess.run(start, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert found.stdout.split() == ["0", "1024", "1024"]
+    assert found.stdout.split() == ["0", "464", "464"]
 
 
 def test_lora_is_the_base_up_to_rounding_and_says_what_it_is_for(run, tmp_path):

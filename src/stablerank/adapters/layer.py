@@ -20,6 +20,7 @@ from peft.utils.integrations import get_bnb_param_type
 from torch import Tensor, nn
 
 from stablerank.adapters.variants.base import SpectralVariant, hold_layout, is_quantised
+from stablerank.adapters.variants.dora import DoraVariant
 from stablerank.adapters.variants.methods import VARIANTS
 from stablerank.errors import ModelError
 
@@ -29,8 +30,8 @@ class SpectralLinear(Linear):
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:
-        """PEFT's variants; ours are resolved by name."""
-        return {**super().lora_variants, ("spectral",): None}
+        """PEFT's variants, with a DoRA that starts from the base exactly; ours are resolved by name."""
+        return {**super().lora_variants, ("use_dora",): DoraVariant, ("spectral",): None}
 
     def resolve_lora_variant(self, *, config: LoraConfig, **kwargs: Any) -> LoraVariant | None:
         """The variant that a configuration asks for."""

@@ -143,7 +143,8 @@ def _eva_batches(rows: list[Tensor], rank: int) -> list[dict[str, Tensor]]:
             groups.append([])
         groups[-1].append(row)
     if len(groups) > 1 and sum(len(row) for row in groups[-1]) < rank:
-        groups[-2] += groups.pop()
+        rest = groups.pop()
+        groups[-1] += rest
     return [
         {
             "input_ids": pad_sequence(group, batch_first=True),

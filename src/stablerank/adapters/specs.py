@@ -18,6 +18,7 @@ from stablerank.errors import ModelError
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: str
     in_place: ClassVar[bool] = False
     """Whether the model's own parameters train: fp32 masters, and no adapter to take off."""
     refuses_weight_decay: ClassVar[str] = ""
@@ -61,7 +62,7 @@ class LoraSpec(_LowRank):
 class RsloraSpec(_LowRank):
     """Rank-stabilised LoRA (Kalajdzievski 2023): the scale is ``alpha / sqrt(r)``."""
 
-    kind: Literal["rslora"]
+    kind: Literal["rslora"] = "rslora"
     alpha: float | None = Field(8, gt=0)
     _PEFT_SETTINGS: ClassVar[dict[str, Any]] = {"use_rslora": True}
 
@@ -69,7 +70,7 @@ class RsloraSpec(_LowRank):
 class DoraSpec(_LowRank):
     """Weight-decomposed LoRA (Liu et al. 2024): direction by LoRA, row magnitudes trained beside it."""
 
-    kind: Literal["dora"]
+    kind: Literal["dora"] = "dora"
     alpha: float | None = Field(32, gt=0)
     _PEFT_SETTINGS: ClassVar[dict[str, Any]] = {"use_dora": True}
 
@@ -77,7 +78,7 @@ class DoraSpec(_LowRank):
 class EvaSpec(_LowRank):
     """EVA (Paischer et al. 2024) through PEFT: A spans the leading directions of the inputs, B is zero at first."""
 
-    kind: Literal["eva"]
+    kind: Literal["eva"] = "eva"
     alpha: float | None = Field(32, gt=0)
     _PEFT_SETTINGS: ClassVar[dict[str, Any]] = {"init_lora_weights": "eva"}
 
@@ -100,20 +101,20 @@ class _Difference(_Spectral):
 class PissaSpec(_Difference):
     """PiSSA (Meng et al. 2024): B0 A0 is the head of the weight, its r leading triplets."""
 
-    kind: Literal["pissa"]
+    kind: Literal["pissa"] = "pissa"
     svd: Literal["randomised", "exact"] = "randomised"
 
 
 class MiloraSpec(_Difference):
     """MiLoRA (Wang et al. 2024): B0 A0 is the tail of the weight, its r smallest triplets."""
 
-    kind: Literal["milora"]
+    kind: Literal["milora"] = "milora"
 
 
 class GeoraSpec(_Difference):
     """GeoRA (2601.09361): B0 A0 are triplets of the weight's small entries, those small in W or in its head."""
 
-    kind: Literal["geora"]
+    kind: Literal["geora"] = "geora"
     rho: float = Field(0.2, gt=0, le=1)
     """Share of the entries that each mask keeps."""
     spectral_mask: bool = True
@@ -126,19 +127,19 @@ class GeoraSpec(_Difference):
 class OloraSpec(_Difference):
     """OLoRA (Buyukakyuz 2024) through PEFT: B0 A0 are the leading columns of the weight's QR."""
 
-    kind: Literal["olora"]
+    kind: Literal["olora"] = "olora"
 
 
 class CordaSpec(_Difference):
     """CorDA (Yang et al. 2024) through PEFT: triplets of the weight in the metric of its inputs."""
 
-    kind: Literal["corda"]
+    kind: Literal["corda"] = "corda"
 
 
 class PolarSpec(_Spectral):
     """PoLAR (2506.03133): the update is ``alpha / r * X @ Theta @ Y^T`` with orthonormal X and Y."""
 
-    kind: Literal["polar"]
+    kind: Literal["polar"] = "polar"
     theta: Literal["free", "diagonal", "identity"] = "free"
     penalty: float = Field(5e-3, ge=0)
     """Factor of the pull back to orthonormality in the landing field."""
@@ -151,7 +152,7 @@ class PolarSpec(_Spectral):
 class SineSpec(_Spectral):
     """SineLoRA (2403.19243): the update is ``alpha / r * sin(omega B @ A) / gain``, entry by entry."""
 
-    kind: Literal["sinelora"]
+    kind: Literal["sinelora"] = "sinelora"
     alpha: float | None = Field(32, gt=0)
     omega: float = Field(gt=0)
     """The frequency; there is no default that fits every rank, and 0 would train nothing."""
@@ -170,14 +171,14 @@ class _InPlace(_Spec):
 class BitfitSpec(_InPlace):
     """BitFit (Ben Zaken et al. 2022): only biases train; ``added`` gives a model without biases zero ones."""
 
-    kind: Literal["bitfit"]
+    kind: Literal["bitfit"] = "bitfit"
     biases: Literal["existing", "added"] = "existing"
 
 
 class SparseSpec(_InPlace):
     """SparseFT (in 2601.09361): only masked entries of the linear weights train, by default GeoRA's union."""
 
-    kind: Literal["sparse"]
+    kind: Literal["sparse"] = "sparse"
     rho: float = Field(0.2, gt=0, le=1)
     spectral_mask: bool = True
     euclidean_mask: bool = True
@@ -189,7 +190,7 @@ class SparseSpec(_InPlace):
 class FullSpec(_InPlace):
     """Every weight trains, with fp32 masters: bf16 ones swallow small steps, so ``bfloat16`` means autocast."""
 
-    kind: Literal["full"]
+    kind: Literal["full"] = "full"
 
 
 class SavedSpec(_Spec):
@@ -198,7 +199,7 @@ class SavedSpec(_Spec):
     The reference policy of GRPO and DPO is the base with that adapter as it was loaded.
     """
 
-    kind: Literal["saved"]
+    kind: Literal["saved"] = "saved"
     path: str
     """The folder that ``save_pretrained`` wrote."""
 

@@ -152,7 +152,7 @@ def _next_block(image_RK: Tensor, overlap_RN: Tensor, known_NK: Tensor) -> Tenso
     """The part of a block outside the basis, orthonormal; an exhausted direction becomes an arbitrary one."""
     block_KR, kept_RR = torch.linalg.qr(torch.addmm(image_RK, overlap_RN, known_NK, alpha=-1).mT)
     # Where little is left, rounding has filled it with what was taken away.
-    if kept_RR.diagonal().abs().min() < 1e-2 * image_RK.norm(dim=1).max():
+    if kept_RR.diagonal().abs().min() < 1e-2 * overlap_RN.abs().max():
         for _ in range(2):
             block_KR = torch.linalg.qr(block_KR - known_NK.mT @ (known_NK @ block_KR)).Q
     return block_KR.mT

@@ -12,7 +12,7 @@ Cost: two thin products more than LoRA in the forward, and the frozen factors (a
 Source: PiSSA (2404.02948), MiLoRA (2406.09044) and GeoRA (2601.09361) subtract ``s B0 A0`` from the base instead, which
 is the same function in exact arithmetic; in bf16 the residual is rounded, so that its step 0 is not the base.
 
-Left out on purpose: that residual form for training (export.py writes it).
+Left out on purpose: that residual form for training (export_residual.py writes it).
 """
 
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 from torch import Tensor
+from torch.nn.functional import linear
 
 from stablerank.adapters.inits.methods import INITS
 from stablerank.adapters.variants.base import SpectralVariant, add_factor, has_values, set_factor
@@ -54,23 +55,30 @@ class DifferenceVariant(SpectralVariant):
         """``result + s (B A x - B0 A0 x)``."""
         x = module.lora_dropout[active_adapter](x)
         trained = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
+        b0_OR, a0_RI = _first(module, active_adapter)
         # Not one product with stacked factors: only equal products cancel to exactly zero.
-        first = module.lora_B0[active_adapter](module.lora_A0[active_adapter](x))
+        first = linear(linear(x, a0_RI), b0_OR)
         return result + (trained - first) * module.scaling[active_adapter]
 
     def delta(self, module: Linear, adapter: str) -> Tensor:
         """``s (B A - B0 A0)``."""
         with torch.no_grad():
             b_OR, a_RI = module.lora_B[adapter].weight, module.lora_A[adapter].weight
-            b0_OR, a0_RI = module.lora_B0[adapter].weight, module.lora_A0[adapter].weight
+            b0_OR, a0_RI = _first(module, adapter)
             return (b_OR @ a_RI - b0_OR @ a0_RI) * module.scaling[adapter]
 
     @torch.no_grad()
     def factors(self, module: Linear, adapter: str) -> tuple[Tensor, Tensor]:
         """``[B, -B0]`` and ``[A; A0]``, of rank 2 R."""
         b_OR, a_RI = module.lora_B[adapter].weight, module.lora_A[adapter].weight
-        b0_OR, a0_RI = module.lora_B0[adapter].weight, module.lora_A0[adapter].weight
+        b0_OR, a0_RI = _first(module, adapter)
         return torch.cat((b_OR, -b0_OR), dim=1), torch.cat((a_RI, a0_RI))
+
+
+def _first(module: Linear, adapter: str) -> tuple[Tensor, Tensor]:
+    """B0 and A0 in the dtype of what trains: TRL casts that alone to bf16 on a quantised base."""
+    dtype = module.lora_A[adapter].weight.dtype
+    return module.lora_B0[adapter].weight.to(dtype), module.lora_A0[adapter].weight.to(dtype)
 
 
 def _twin(module: Linear, origin: tuple[Any, ...]) -> str | None:

@@ -7,14 +7,12 @@ and in the merge alike. ``omega`` has no default and is never 0 (a zero update w
 ``sqrt(I)`` unless given. Every entry of the update is at most ``s / g``. The update is no product of rank R, so that
 there is no exact export as LoRA: merge it.
 
-Numerics: the sine is computed in fp32 at least (not in TF32, if a GPU is told to use it), for its phase ``omega B A``
-exceeds what bf16 resolves; the product
-with the tokens is in their dtype, under autocast in autocast's. Relative to LoRA the gradient of B is ``omega / g``
-times as large, so that ``omega`` and the learning rate trade off.
+Numerics: the sine is computed in fp32 at least, for its phase ``omega B A`` exceeds what bf16 (or TF32, where a GPU is
+told to use it) resolves; the product with the tokens is in their dtype, under autocast in autocast's. Relative to LoRA
+the gradient of B is ``omega / g`` times as large, so that ``omega`` and the learning rate trade off.
 
 Cost: a full product with the tokens, as the base layer has it, and a sine of each weight entry; the backward computes
-the sine anew. Rows of the update are made in chunks of `CHUNK` entries: nothing of the update's size is kept or even
-made, so that the memory is LoRA's.
+the sine anew. The update is made `CHUNK` entries at a time and none of it is kept, so that the memory is LoRA's.
 
 Source: Ji et al., SineLoRA (2403.19243, ICLR 2025); gain and start as in the authors' code, samy-ji/Sine-Low-Rank.
 
