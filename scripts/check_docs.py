@@ -105,7 +105,7 @@ def line_of(block: Token) -> int:
 def documents(root: Path) -> list[Document]:
     """The needed files that exist, then docs/*.md."""
     needed = [root / name for name in NEEDED if (root / name).exists()]
-    return [Document(root, str(path.relative_to(root))) for path in (*needed, *sorted(root.glob("docs/*.md")))]
+    return [Document(root, str(path.relative_to(root))) for path in (*needed, *sorted(root.glob("docs/**/*.md")))]
 
 
 def problems(root: Path, run: bool) -> list[Problem]:

@@ -5,12 +5,13 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
-from stablerank.adapters.specs import FullSpec, LoraSpec
+from stablerank.adapters.specs import AdapterSpec, LoraSpec
 from stablerank.evaluation.specs import EvaluationSpec
 from stablerank.rewards.credit import Normalisation
 from stablerank.rewards.specs import MathVerifySpec, PythonSpec
@@ -19,7 +20,7 @@ from stablerank.tasks.specs import ArithmeticSpec, FileSpec
 from stablerank.training.recipe import LOSS_SETTINGS, GeometrySpec, ModelSpec, OptimiserSpec, Recipe
 
 ROOT = Path(__file__).parents[1]
-UNIONS = (LoraSpec, FullSpec, ArithmeticSpec, FileSpec, MathVerifySpec, PythonSpec)
+UNIONS = (LoraSpec, ArithmeticSpec, FileSpec, MathVerifySpec, PythonSpec)
 RECIPE_TABLES = (Recipe, ModelSpec, *UNIONS, Normalisation, OptimiserSpec, LOSS_SETTINGS, GeometrySpec, EvaluationSpec)
 """What the tables of docs/recipe.md are about, in their order."""
 
@@ -105,7 +106,7 @@ def defaults_of(spec):
     if isinstance(spec, dict):
         return spec
     fields = {name: field.get_default(call_default_factory=True) for name, field in spec.model_fields.items()}
-    return {**fields, "kind": PydanticUndefined} if spec in UNIONS else fields
+    return {**fields, "kind": PydanticUndefined} if spec in UNIONS and spec is not LoraSpec else fields
 
 
 def as_plain(value):
@@ -120,6 +121,18 @@ def test_recipe_document_lists_every_field_with_its_default(index, spec):
         return
     wanted = {name: "required" if value is PydanticUndefined else as_plain(value) for name, value in true.items()}
     assert {name: yaml.safe_load(default) for name, default in listed.items()} == wanted
+
+
+def test_recipe_document_lists_what_each_adapter_adds():
+    section = (ROOT / "docs" / "recipe.md").read_text().partition("| kind | its own fields |")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| (\w+) \| (.*?)\|$", section, re.MULTILINE))
+    others = [spec for spec in get_args(get_args(AdapterSpec)[0]) if spec is not LoraSpec]
+    assert list(rows) == [spec.model_fields["kind"].default for spec in others]
+    for spec in others:
+        listed = yaml.safe_load("{" + ", ".join(re.findall(r"`(.*?)`", rows[spec.model_fields["kind"].default])) + "}")
+        true = {name: "required" if value is PydanticUndefined else value for name, value in defaults_of(spec).items()}
+        shared = defaults_of(LoraSpec)
+        assert listed == {name: v for name, v in true.items() if name != "kind" and (name, v) not in shared.items()}
 
 
 def test_run_folder_document_lists_every_geometry_column():

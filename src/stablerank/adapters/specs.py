@@ -89,7 +89,7 @@ class _Spectral(_LowRank):
     def spectral(self) -> dict[str, Any]:
         """The method's name and settings."""
         settings = self.model_dump(mode="json", exclude=set(_LowRank.model_fields))
-        return {"method": settings.pop("kind"), **settings}
+        return {"method": self.kind, **settings}
 
 
 class _Difference(_Spectral):
