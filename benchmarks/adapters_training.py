@@ -24,6 +24,7 @@ from stablerank.runs.tables import ShardedTable
 SEEDS = (501, 502, 503)
 TUNING_SEED, TUNING_FACTORS = 11, (0.3, 1.0, 3.0)
 STEPS = 30
+PROBLEMS = {"validation": 300, "test": 600}
 DIVERGED = -0.05
 """A change of pass@1 below which a run counts as diverged."""
 
@@ -67,6 +68,8 @@ def grpo(task: Task, folder: Path) -> dict[str, Any]:
         f"optimiser.learning_rate={task.rate}",
         f"seed={task.seed}",
         f"trainer.max_steps={STEPS}",
+        "trainer.per_device_train_batch_size=64",
+        f"evaluation.problems={PROBLEMS[task.split]}",
         f"evaluation.split={task.split}",
         "evaluation.every=0",
         "geometry.against_base=true",
@@ -88,6 +91,7 @@ def clm(task: Task, folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(Path(__file__).with_name("adapters_clm.py")), str(folder), task.member]
         command += ["--seed", str(task.seed), "--rate", str(task.rate), "--split", task.split]
+        command += ["--problems", str(PROBLEMS[task.split])]
         log = folder / "log.txt"
         if launch(command, log).wait() != 0:
             raise SystemExit(f"{task.name} failed:\n{tail(log)}")

@@ -1,5 +1,7 @@
 """How many parameters a method trains on an architecture, counted without weights."""
 
+import copy
+
 import torch
 from peft import get_peft_model
 from torch import nn
@@ -20,7 +22,8 @@ def parameter_counts(spec: AdapterSpec, config: PretrainedConfig) -> tuple[int, 
         ModelError: the model has no biases to train, or a saved adapter cannot be read.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        # A method may switch something on in it.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
         total = model.num_parameters()
         if isinstance(spec, FullSpec):
             return total, total

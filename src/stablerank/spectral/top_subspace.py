@@ -130,7 +130,8 @@ def _krylov(tall_LK: Tensor, rank: int, seed: int) -> Tensor:
     most = size // rank
     product_LK = tall_LK.to(_product_dtype(tall_LK))
     basis_NK = tall_LK.new_empty(most * rank, size)
-    ritz_NN = tall_LK.new_zeros(most * rank, most * rank)
+    # Only the lower triangle is ever written and read, and only pages that are touched cost anything.
+    ritz_NN = tall_LK.new_empty(most * rank, most * rank)
     block_RK, step, last = random_start(rank, size, seed=seed, like=tall_LK[:1]), 0, most
     look = min(_FIRST_LOOK, most)
     while True:

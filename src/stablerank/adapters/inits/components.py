@@ -11,6 +11,7 @@ Decided here: a matrix whose chosen values are all zero is refused, for both fac
 would ever move them; a component whose value is zero beside others that are not is kept as it is, and does not train.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,8 +41,8 @@ def component_factors(module: Linear, adapter: str, recipe: Mapping[str, Any], c
         )
 
     def compute() -> tuple[Tensor, Tensor]:
-        _require_finite(weight_OI)
-        return _roots(choose(weight_OI, rank), weight_OI)
+        largest = _largest_entry(weight_OI)
+        return _roots(choose(weight_OI, rank), weight_OI.shape, largest)
 
     return cached_factors(weight_OI, {**recipe, "rank": rank}, compute)
 
@@ -67,22 +68,24 @@ def component_triplets(matrix_OI: Tensor, rank: int, component: str, svd: str) -
     )
 
 
-def _roots(triplets: Triplets, weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    resolution = max(weight_OI.shape) * torch.finfo(torch.float64).eps
-    if triplets.values_R[0] <= resolution * torch.linalg.vector_norm(weight_OI, dtype=torch.float64):
+def _roots(triplets: Triplets, shape: torch.Size, largest: float) -> tuple[Tensor, Tensor]:
+    # What rounding in fp64 leaves of a zero: sigma_1 is at most the second factor.
+    if triplets.values_R[0] <= 1e-12 * largest * math.sqrt(shape.numel()):
         raise ModelError(
-            f"The components to start from are zero in a weight of shape {tuple(weight_OI.shape)}, so that both "
-            "factors would start at zero and never train: leave this layer out with `exclude_modules`, or use LoRA."
+            f"The components to start from are zero in a weight of shape {tuple(shape)}, so that both factors would "
+            "start at zero and never train: leave this layer out with `exclude_modules`, or use LoRA."
         )
     root_R = triplets.values_R.double().sqrt()
     b_OR, a_RI = triplets.u_OR.double() * root_R, root_R[:, None] * triplets.v_IR.double().mT
     return b_OR.float().contiguous(), a_RI.float().contiguous()
 
 
-def _require_finite(weight_OI: Tensor) -> None:
+def _largest_entry(weight_OI: Tensor) -> float:
     low, high = weight_OI.aminmax()
-    if not (low.isfinite() and high.isfinite()):
+    largest = max(-low.item(), high.item())
+    if not math.isfinite(largest):
         raise ModelError(
             f"A weight of shape {tuple(weight_OI.shape)} has entries that are not finite and cannot be factorised: "
             "check the checkpoint, or leave this layer out with `exclude_modules`."
         )
+    return largest
