@@ -85,7 +85,7 @@ def energies(matrices: dict[str, torch.Tensor]) -> dict[str, float]:
         v_IR = torch.linalg.qr(leading_triplets(weight, RANK).v_IR.double()).Q
         missed[name] = 1 - (weight.double() @ v_IR).square().sum().item() / np.square(values).sum()
     worst = max(missed, key=missed.__getitem__)
-    shown = subspace_energy(matrices[worst], leading_triplets(matrices[worst], RANK).v_IR).missed_at_most
+    shown = subspace_energy(matrices[worst], leading_triplets(matrices[worst], RANK).v_IR, rtol=2e-3).missed_at_most
     return {"mean": float(np.mean(list(missed.values()))), "worst": missed[worst], "worst, certified": shown}
 
 

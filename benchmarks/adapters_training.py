@@ -1,7 +1,7 @@
 """Does every member train? `python benchmarks/adapters_training.py [--tune]`.
 
 Every member of `adapters_members.py`, on the embedded student, by GRPO (the demo recipe, shortened) and by CLM (a
-plain TRL script), three fresh seeds each, scored once on the test split. ``--tune`` tries the learning rates around
+plain TRL script), three fresh seeds each, scored once on the test split. ``--tune 0.3 1 3`` tries learning rates around
 each member's default on validation with one exploratory seed. A finished run in the work folder is read, not repeated;
 the results file is written after every run.
 """
@@ -22,7 +22,7 @@ from stablerank.runs.folder import RunFolder
 from stablerank.runs.tables import ShardedTable
 
 SEEDS = (501, 502, 503)
-TUNING_SEED, TUNING_FACTORS = 11, (0.3, 1.0, 3.0)
+TUNING_SEED = 11
 STEPS = 30
 PROBLEMS = {"validation": 300, "test": 600}
 DIVERGED = -0.05
@@ -48,7 +48,7 @@ def tasks(arguments: argparse.Namespace) -> Iterator[Task]:
         for name in names:
             rate = getattr(MEMBERS[name], objective)
             if arguments.tune:
-                yield from (Task(objective, name, rate * by, TUNING_SEED, "validation") for by in TUNING_FACTORS)
+                yield from (Task(objective, name, rate * by, TUNING_SEED, "validation") for by in arguments.tune)
             else:
                 yield from (Task(objective, name, rate, seed, "test") for seed in SEEDS)
 
@@ -120,7 +120,7 @@ def means(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tune", action="store_true", help="three learning rates on validation instead")
+    parser.add_argument("--tune", nargs="+", type=float, help="factors of the default rate, tried on validation")
     parser.add_argument("--members", nargs="*", default=[], choices=MEMBERS)
     parser.add_argument("--objectives", nargs="*", default=["grpo", "clm"], choices=("grpo", "clm"))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")

@@ -16,6 +16,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from stablerank.zoo.resolve import resolve
+
 VOCABULARY = 48
 _DECODER = {
     "vocab_size": VOCABULARY,
@@ -38,10 +40,15 @@ _BUILD: dict[str, Callable[[], PreTrainedModel]] = {
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model of an architecture: ``llama``, ``qwen3`` or ``gpt_neox``; biases are not zero."""
+    """The folder of a tiny model of an architecture: ``llama``, ``qwen3`` or ``gpt_neox``; biases are not zero.
+
+    ``zoo:NAME`` is the folder of that model.
+    """
     made: dict[str, Path] = {}
 
     def folder(architecture: str) -> Path:
+        if architecture.startswith("zoo:"):
+            return Path(resolve(architecture))
         if architecture not in made:
             with torch.random.fork_rng():
                 torch.manual_seed(7)

@@ -7,6 +7,7 @@ Each case names a base folder, an adapter folder (or none: the base folder is th
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 warnings.filterwarnings("ignore")
-cases, out = json.load(open(sys.argv[1])), sys.argv[2]
+cases, out = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2]
 if "--ours" in sys.argv:
     import stablerank.peft  # noqa: F401
 logits, refusals = {}, {}
@@ -29,4 +30,4 @@ for name, case in cases.items():
         refusals[name] = f"{type(error).__name__}: {error}"
 assert "--ours" in sys.argv or not any(name.startswith("stablerank") for name in sys.modules)
 save_file(logits, out)
-json.dump(refusals, open(out + ".json", "w"))
+Path(f"{out}.json").write_text(json.dumps(refusals))

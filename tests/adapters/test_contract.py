@@ -1,15 +1,17 @@
 """The contract of every member: one table of what holds, to which tolerance, and what is refused, and why.
 
 Each cell of member, dtype and architecture is trained for three AdamW steps on a tiny real model; what is saved is read
-back by two fresh processes, one with our import and one that has only PEFT.
+back by two fresh processes, one with our import and one that has only PEFT. Errors are relative to the largest entry.
+
+`benchmarks/adapters_contract.py` runs this file on SmolLM2 (``STABLERANK_CONTRACT``) and keeps what it found.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -50,7 +52,9 @@ MEMBERS: dict[str, dict[str, Any]] = {
 }
 IN_PLACE = ("bitfit", "bitfit-added", "sparse", "full")
 PEFTS_OWN = ("lora", "rslora", "dora", "eva")
-ARCHITECTURES = ("llama", "qwen3", "gpt_neox")
+MODEL = os.environ.get("STABLERANK_CONTRACT")
+ARCHITECTURES = (MODEL,) if MODEL else ("llama", "qwen3", "gpt_neox")
+RATE = 1e-4 if MODEL else 5e-3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -72,7 +76,10 @@ class Refuses:
 EXACT = Holds(0, 0)
 Cell = Holds | Refuses
 NO_ADAPTER = Refuses("trains the model itself")
-NO_BIASES = {("bitfit", "llama"): "no bias", ("bitfit", "qwen3"): "no bias", ("bitfit-added", "gpt_neox"): "existing"}
+NO_BIASES = {
+    **{("bitfit", architecture): "has none" for architecture in ("llama", "qwen3", MODEL)},
+    ("bitfit-added", "gpt_neox"): "existing",
+}
 """Cells that do not exist, and what `prepare_adapter` says."""
 
 TABLE: dict[str, Callable[[str], Cell]] = {
@@ -145,6 +152,8 @@ def table(load: Any, base_folder: Any, ids: torch.Tensor, tmp_path_factory: pyte
         ("stock PEFT loads the plain export", export, False),
     ):
         reload(title, cases, work, ours=ours)
+    if out := os.environ.get("STABLERANK_CONTRACT_OUT"):
+        Path(out).write_text(json.dumps([vars(case) | {"logits": None} for case in CASES]))
     return {case.name: case for case in CASES}
 
 
@@ -162,8 +171,10 @@ def reload(title: str, cases: dict[str, Any], work: Path, *, ours: bool) -> None
 
 
 def largest(one: torch.Tensor, other: torch.Tensor | None) -> float:
+    """The largest difference, relative to the largest entry; 0 only where they are equal bit by bit."""
     assert other is not None
-    return (one.float() - other.float()).abs().max().item()
+    one, other = one.float(), other.float()
+    return 0.0 if torch.equal(one, other) else ((one - other).abs().max() / other.abs().max()).item()
 
 
 class Runner:
@@ -236,7 +247,7 @@ class Runner:
 
     def optimiser(self, model: Any) -> torch.optim.Optimizer:
         trained = [value for value in model.parameters() if value.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
+        optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
         if self.spec.kind == "polar":
             settings = Landing(penalty=self.spec.penalty)
             attach_landing(optimiser, list(stiefel_parameters(model).values()), settings)
@@ -324,7 +335,7 @@ def test_the_contract(table: dict[str, Case], name: str, title: str) -> None:
         assert found <= (cell.fp32 if case.dtype == "fp32" else cell.bf16)
 
 
-@pytest.mark.parametrize(("member", "architecture"), NO_BIASES)
+@pytest.mark.parametrize(("member", "architecture"), [cell for cell in NO_BIASES if cell[1] in ARCHITECTURES])
 def test_a_cell_that_does_not_exist_says_why(load: Any, member: str, architecture: str) -> None:
     spec = TypeAdapter(AdapterSpec).validate_python(MEMBERS[member])
     with pytest.raises(Exception, match=NO_BIASES[member, architecture]):
@@ -334,4 +345,4 @@ def test_a_cell_that_does_not_exist_says_why(load: Any, member: str, architectur
 def test_training_moves_every_member(table: dict[str, Case], load: Any, ids: torch.Tensor) -> None:
     for case in CASES:
         with torch.no_grad():
-            assert largest(load(case.architecture)(ids).logits, case.logits) > 1e-2, case.name
+            assert largest(load(case.architecture)(ids).logits, case.logits) > RATE, case.name

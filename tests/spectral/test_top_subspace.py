@@ -98,6 +98,12 @@ def test_the_head_does_not_touch_torchs_generator_and_repeats():
     assert torch.equal(first.u_OR, second.u_OR) and torch.equal(first.v_IR, second.v_IR)
 
 
+@pytest.mark.parametrize("rank", [1, 3, 20, 60])
+def test_every_rank_finds_the_head_of_a_gaussian(rank):
+    weight = torch.randn(500, 400, generator=torch.Generator().manual_seed(5))
+    assert 1 - captured(weight, leading_triplets(weight, rank).v_IR) / best_energy(weight, rank) < 1e-3
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_entries_whose_squares_leave_fp32_are_factorised(scale):
     weight = planted(300, 150, np.arange(1, 151) ** -0.5)
@@ -147,7 +153,7 @@ def test_the_certificate_holds_over_random_spectra_and_is_of_use(values, rank, i
     weight = planted(*((120, 160) if is_wide else (160, 120)), values, seed)
     found = leading_triplets(weight, rank)
     best = best_energy(weight, rank)
-    energy = subspace_energy(weight, found.v_IR)
+    energy = subspace_energy(weight, found.v_IR, rtol=2e-3)
     assert energy.captured == pytest.approx(captured(weight, found.v_IR), rel=1e-9)
     assert energy.best_at_most >= best * (1 - 1e-9)
     assert energy.missed_at_most < 1e-2

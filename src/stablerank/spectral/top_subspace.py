@@ -1,12 +1,13 @@
 """The leading singular triplets of a dense matrix, randomised or exact, and the trailing ones.
 
-Legend: O output features, I input features, L longer side, K shorter side, R triplets, N basis vectors.
+Legend: O output features, I input features, L longer side, K shorter side, R triplets, B block width, N basis
+vectors.
 
 Contract: `leading_triplets` keeps the head of the spectrum to an energy ``sum sigma^2`` within `TOLERANCE` of the best,
 estimated; `energy_certificate.py` turns the estimate into a bound on request. `exact_triplets` gives any part of the
 spectrum. Both are deterministic for a fixed matrix, device and thread count, and leave torch's generators alone.
 
-Randomised route. Block Krylov: a Haar-random block as wide as R (so that no multiple singular value can hide), an
+Randomised route. Block Krylov: a Haar-random block at least as wide as R (so that no multiple value can hide), an
 orthonormal basis of ``span(X, M X, M^2 X, ...)``, ``M = A^T A``, and the R leading Ritz vectors. One more half step
 gives the triplets: with ``Y = orth(A X)``, those of ``Y Y^T A``. The energy they capture converges whatever the gaps
 between singular values are (Musco & Musco 2015): weights of language models have flat spectra, where single vectors do
@@ -22,9 +23,8 @@ Exact route: `eigh` of the fp64 Gram matrix of the shorter side, then one SVD of
 orthonormal and values accurate to 1e-15 of sigma_1. The smallest triplets are as good as the Gram matrix resolves them:
 values under about 1e-8 sigma_1 are noise. Memory: one fp64 copy of the matrix.
 
-Left out on purpose: a certificate by default. It needs a Lanczos run of its own on the deflated matrix, as long as the
-factorisation itself, and an initialiser that misses the head by 0.1 % trains no worse; ``svd="exact"`` is the way to
-certainty there.
+Left out on purpose: a certificate by default. It needs a Lanczos run of its own on the deflated matrix, several times
+as long as the factorisation itself; where certainty is wanted for small matrices, ``exact`` is the way to it.
 """
 
 import math
@@ -40,6 +40,8 @@ from stablerank.spectral.precision import at_least_fp32
 TOLERANCE = 5e-4
 """Share of the best energy that the randomised route may miss, as foretold; SmolLM2's weights miss 6e-5 in the mean."""
 _SMALL_SIDE = 96
+_NARROWEST = 16
+"""Least block width: single orthogonalisation does not hold for the many steps that narrower blocks take."""
 _FIRST_LOOK, _TRUSTED, _SLOWEST = 5, 4, 0.95
 """Steps before the first look, steps that a forecast is trusted for, and the slowest fall of the loss it admits."""
 _SAFE_ENTRY = (1e-12, 1e12)
@@ -126,44 +128,44 @@ def _some_vectors(symmetric: Tensor, first: int, last: int) -> Tensor:
 
 def _krylov(tall_LK: Tensor, rank: int, seed: int) -> Tensor:
     """The ``rank`` leading Ritz vectors ``(K, R)`` of a basis that grows by one block a step."""
-    size = tall_LK.shape[1]
-    most = size // rank
+    size, width = tall_LK.shape[1], max(rank, _NARROWEST)
+    most = size // width
     product_LK = tall_LK.to(_product_dtype(tall_LK))
-    basis_NK = tall_LK.new_empty(most * rank, size)
     # Only the lower triangle is ever written and read, and only pages that are touched cost anything.
-    ritz_NN = tall_LK.new_empty(most * rank, most * rank)
-    block_RK, step, last = random_start(rank, size, seed=seed, like=tall_LK[:1]), 0, most
+    basis_NK, ritz_NN = tall_LK.new_empty(most * width, size), tall_LK.new_empty(most * width, most * width)
+    block_BK, step, last = random_start(width, size, seed=seed, like=tall_LK[:1]), 0, most
     look = min(_FIRST_LOOK, most)
     while True:
-        start, step = step * rank, step + 1
-        known_NK = basis_NK[: step * rank]
-        known_NK[start:] = block_RK
-        image_RK = ((block_RK.to(product_LK) @ product_LK.mT) @ product_LK).to(tall_LK)
-        overlap_RN = image_RK @ known_NK.mT
-        ritz_NN[start : step * rank, : step * rank] = overlap_RN
+        start, step = step * width, step + 1
+        here, known_NK = slice(start, start + width), basis_NK[: start + width]
+        known_NK[here] = block_BK
+        image_BK = ((block_BK.to(product_LK) @ product_LK.mT) @ product_LK).to(tall_LK)
+        overlap_BN = image_BK @ known_NK.mT
+        ritz_NN[here, : len(known_NK)] = overlap_BN
         if step == look:
-            ahead = _steps_ahead(ritz_NN, step, rank)
+            ahead = _steps_ahead(ritz_NN, step, width, rank)
             look, last = (step + _TRUSTED, most) if ahead > _TRUSTED else (0, min(step + ahead, most))
         if step == last:
-            return known_NK.mT @ _some_vectors(ritz_NN[: step * rank, : step * rank], start, step * rank - 1)
-        block_RK = _next_block(image_RK, overlap_RN, known_NK)
+            found = ritz_NN[: len(known_NK), : len(known_NK)]
+            return known_NK.mT @ _some_vectors(found, len(found) - rank, len(found) - 1)
+        block_BK = _next_block(image_BK, overlap_BN, known_NK)
 
 
-def _next_block(image_RK: Tensor, overlap_RN: Tensor, known_NK: Tensor) -> Tensor:
+def _next_block(image_BK: Tensor, overlap_BN: Tensor, known_NK: Tensor) -> Tensor:
     """The part of a block outside the basis, orthonormal; an exhausted direction becomes an arbitrary one."""
-    block_KR, kept_RR = torch.linalg.qr(torch.addmm(image_RK, overlap_RN, known_NK, alpha=-1).mT)
+    block_KB, kept_BB = torch.linalg.qr(torch.addmm(image_BK, overlap_BN, known_NK, alpha=-1).mT)
     # Where little is left, rounding has filled it with what was taken away.
-    if kept_RR.diagonal().abs().min() < 1e-2 * overlap_RN.abs().max():
+    if kept_BB.diagonal().abs().min() < 1e-2 * overlap_BN.abs().max():
         for _ in range(2):
-            block_KR = torch.linalg.qr(block_KR - known_NK.mT @ (known_NK @ block_KR)).Q
-    return block_KR.mT
+            block_KB = torch.linalg.qr(block_KB - known_NK.mT @ (known_NK @ block_KB)).Q
+    return block_KB.mT
 
 
-def _steps_ahead(ritz_NN: Tensor, step: int, rank: int) -> int:
+def _steps_ahead(ritz_NN: Tensor, step: int, width: int, rank: int) -> int:
     """How many more steps the loss of energy needs to fall below `TOLERANCE`, if it goes on falling as it last did."""
     before, last, now = (
         torch.linalg.eigvalsh(ritz_NN[:size, :size])[-rank:].sum().item()
-        for size in ((step - 2) * rank, (step - 1) * rank, step * rank)
+        for size in ((step - 2) * width, (step - 1) * width, step * width)
     )
     gain = max(now - last, 0.0)
     ratio = min(gain / max(last - before, 1e-3 * TOLERANCE * now), _SLOWEST)
