@@ -19,6 +19,7 @@ from stablerank.adapters.prepare import prepare_adapter
 from stablerank.adapters.specs import AdapterSpec, GeoraSpec, MiloraSpec, OloraSpec, PissaSpec
 from stablerank.probes.updates import base_heads, first_products, measure_updates
 from stablerank.spectral.nss import nss
+from stablerank.spectral.operators import Factored
 from stablerank.zoo.resolve import resolve
 
 MODEL, RANK = "zoo:smollm2-135m-instruct", 16
@@ -48,9 +49,7 @@ def main() -> None:
             spectra = {product.name: torch.linalg.svdvals(product.weight().double()) for product in products}
         rows = measure_updates(products, run=name, seed=0, step=0, kind="initial", heads=heads)
         shifts = [
-            nss(
-                torch.linalg.svdvals(product.weight().double() - product.operator.materialised()), spectra[product.name]
-            )
+            nss(torch.linalg.svdvals(product.weight().double() - dense(product.operator)), spectra[product.name])
             for product in products
         ]
         found[name] = {metric: spread([row for row in rows if row.metric == metric]) for metric in METRICS}
@@ -61,6 +60,10 @@ def main() -> None:
         "means over 210 matrices (least to most), and the null", columns, [shown(*item) for item in found.items()]
     )
     write_results("adapters_start", {"model": MODEL, "rank": RANK}, {"starts": found, "published": PUBLISHED})
+
+
+def dense(product: Factored) -> torch.Tensor:
+    return product.scale * (product.b_OR.double() @ product.a_RI.double())
 
 
 def spread(rows: list[Any]) -> dict[str, float | None]:
