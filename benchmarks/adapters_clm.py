@@ -89,7 +89,7 @@ def main() -> None:
     )
     if stiefel_parameters(trainer.model):
         trainer.add_callback(LandingCallback())
-    watch_geometry(trainer, arguments.folder / "geometry", every=10, against_base=True)
+    watch_geometry(trainer, arguments.folder / "geometry", every=10, against_base=True, nss=True)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started

@@ -73,6 +73,7 @@ def grpo(task: Task, folder: Path) -> dict[str, Any]:
         f"evaluation.split={task.split}",
         "evaluation.every=0",
         "geometry.against_base=true",
+        "geometry.nss=true",
     ]
     done = RunFolder(folder)
     summary = done.summary() if (folder / "summary.json").exists() else train(folder, DEMO, overrides)

@@ -1,6 +1,7 @@
 """Fill the tables of the docs from `benchmarks/results/*.json`: `python scripts/write_results.py [--check]`.
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`; no number in it is typed by hand. With `--check`
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`; no number in it is typed by hand. Words after the
+name choose rows of the tables about adapters. Where there is no results file, a sentence says so. With `--check`
 nothing is written, and a table that differs from its results file fails (part of `make docs`).
 """
 
@@ -9,23 +10,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+import adapter_tables
+from tables import RESULTS, ROOT, load, table
+
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())["results"]
-
-
-def table(header: str, rows: list[list[str]]) -> str:
-    columns = header.split(" | ")
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+BLOCK = re.compile(r"(<!-- results: (\w+)([\w ]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+MISSING = "Not measured yet.\n"
 
 
 def percent(interval: dict[str, float]) -> str:
@@ -148,7 +139,7 @@ def outcome_reward() -> str:
     return table("decision | claim or rule | pass@1 gain (interval)", rows)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
+BLOCKS: dict[str, Callable[..., str]] = {
     "demo_seeds": demo_seeds,
     "demo_tuning": demo_tuning,
     "telemetry_cost": telemetry_cost,
@@ -157,11 +148,29 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "outcome_reward": outcome_reward,
     "measure_scale": measure_scale,
     "measure_coverage": measure_coverage,
+    "adapters_contract": adapter_tables.adapters_contract,
+    "adapters_cost": adapter_tables.adapters_cost,
+    "adapters_cost_parts": adapter_tables.adapters_cost_parts,
+    "adapters_geometry": adapter_tables.adapters_geometry,
+    "adapters_init": adapter_tables.adapters_init,
+    "adapters_init_energy": adapter_tables.adapters_init_energy,
+    "adapters_masks": adapter_tables.adapters_masks,
+    "adapters_published": adapter_tables.adapters_published,
+    "adapters_step": adapter_tables.adapters_step,
+    "adapters_training": adapter_tables.adapters_training,
+    "adapters_tuning": adapter_tables.adapters_tuning,
 }
 
 
 def filled(text: str) -> str:
-    return BLOCK.sub(lambda match: match[1] + BLOCKS[match[2]]() + match[3], text)
+    return BLOCK.sub(lambda match: match[1] + body(match[2], match[3].split()) + match[4], text)
+
+
+def body(name: str, words: list[str]) -> str:
+    try:
+        return BLOCKS[name](*words)
+    except FileNotFoundError:
+        return MISSING
 
 
 def main() -> int:

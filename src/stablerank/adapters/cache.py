@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from stablerank.errors import RecipeError
@@ -99,7 +99,7 @@ def _write(place: Path, factors: Factors, limit: int) -> None:
     beside = place.with_name(f".{place.stem}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"B0": b_OR, "A0": a_RI}, beside, metadata={"content": content_hash(b_OR, a_RI)})
+        beside.write_bytes(save({"B0": b_OR, "A0": a_RI}, metadata={"content": content_hash(b_OR, a_RI)}))
         beside.replace(place)
         _make_room(place.parent, place.stat().st_size, limit)
     except (OSError, SafetensorError) as error:

@@ -15,8 +15,8 @@ not converge and need not. The number of steps is foretold from the last two gai
 or faster; a basis that fills the space is exact.
 
 Numerics: the basis may be built from bf16 products where the processor multiplies bf16 in hardware (it need only
-contain the head: its loss was the same as with fp32 products to five digits, and it halves the time); the half step
-that gives values and vectors is fp32, its R-by-R core fp64. Vectors are orthonormal to about 1e-6, values good to 1e-6
+contain the head: its loss was the same as with fp32 products to five digits, and it halves the time); the product
+that gives values and vectors is fp32, the R-by-R core fp64. Vectors are orthonormal to about 1e-6, values good to 1e-6
 of sigma_1; columns of a zero singular value are zero. Cost 4 O I R flops a step, 6 to 10 steps at K = 576.
 
 Exact route: `eigh` of the fp64 Gram matrix of the shorter side, then one SVD of ``A V`` (Rayleigh-Ritz), so factors are
@@ -86,7 +86,8 @@ def leading_triplets(weight_OI: Tensor, rank: int, *, exact: bool = False, seed:
     else:
         scale = 1.0
     tall_LK = matrix_OI if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.mT
-    found = _half_step(tall_LK, _krylov(tall_LK, rank, seed))
+    product_LK = tall_LK.to(_product_dtype(tall_LK))
+    found = _half_step(tall_LK, product_LK, _krylov(product_LK, tall_LK.dtype, rank, seed))
     found = Triplets(found.u_OR, scale * found.values_R, found.v_IR)
     return found if tall_LK is matrix_OI else found.turned()
 
@@ -126,20 +127,20 @@ def _some_vectors(symmetric: Tensor, first: int, last: int) -> Tensor:
     return torch.from_numpy(found[1]).to(symmetric.device)
 
 
-def _krylov(tall_LK: Tensor, rank: int, seed: int) -> Tensor:
-    """The ``rank`` leading Ritz vectors ``(K, R)`` of a basis that grows by one block a step."""
-    size, width = tall_LK.shape[1], max(rank, _NARROWEST)
+def _krylov(product_LK: Tensor, dtype: torch.dtype, rank: int, seed: int) -> Tensor:
+    """The ``rank`` leading Ritz vectors ``(K, R)`` of a basis that grows by one block a step, in ``dtype``."""
+    size, width = product_LK.shape[1], max(rank, _NARROWEST)
     most = size // width
-    product_LK = tall_LK.to(_product_dtype(tall_LK))
     # Only the lower triangle is ever written and read, and only pages that are touched cost anything.
-    basis_NK, ritz_NN = tall_LK.new_empty(most * width, size), tall_LK.new_empty(most * width, most * width)
-    block_BK, step, last = random_start(width, size, seed=seed, like=tall_LK[:1]), 0, most
-    look = min(_FIRST_LOOK, most)
+    basis_NK = product_LK.new_empty(most * width, size, dtype=dtype)
+    ritz_NN = product_LK.new_empty(most * width, most * width, dtype=dtype)
+    block_BK = random_start(width, size, seed=seed, like=basis_NK[:1])
+    step, last, look = 0, most, min(_FIRST_LOOK, most)
     while True:
         start, step = step * width, step + 1
         here, known_NK = slice(start, start + width), basis_NK[: start + width]
         known_NK[here] = block_BK
-        image_BK = ((block_BK.to(product_LK) @ product_LK.mT) @ product_LK).to(tall_LK)
+        image_BK = ((block_BK.to(product_LK) @ product_LK.mT) @ product_LK).to(dtype)
         overlap_BN = image_BK @ known_NK.mT
         ritz_NN[here, : len(known_NK)] = overlap_BN
         if step == look:
@@ -173,9 +174,9 @@ def _steps_ahead(ritz_NN: Tensor, step: int, width: int, rank: int) -> int:
     return 0 if missing <= TOLERANCE else math.ceil(math.log(TOLERANCE / missing) / math.log(ratio))
 
 
-def _half_step(tall_LK: Tensor, basis_KR: Tensor) -> Triplets:
+def _half_step(tall_LK: Tensor, product_LK: Tensor, basis_KR: Tensor) -> Triplets:
     """The leading triplets of ``Y Y^T A``, ``Y = orth(A X)``."""
-    y_LR = torch.linalg.qr(tall_LK @ basis_KR).Q
+    y_LR = torch.linalg.qr((product_LK @ basis_KR.to(product_LK)).to(tall_LK)).Q
     z_KR = tall_LK.mT @ y_LR
     energies_R, turn_RR = torch.linalg.eigh(z_KR.double().mT @ z_KR.double())
     values_R, turn_RR = energies_R.flip(0).clamp(min=0).sqrt().to(tall_LK), turn_RR.flip(1).to(tall_LK)

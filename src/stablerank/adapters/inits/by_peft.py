@@ -1,8 +1,8 @@
 """OLoRA and CorDA: PEFT's own initialisers, run as they are on a base that they cannot touch.
 
-Contract: PEFT writes the residual ``W - s B0 A0`` into the base. Here it writes it into a copy: the base's own tensor
-is never in its hands, and the layer holds it again afterwards, also after an error. On a quantised base PEFT makes a
-new parameter, which is dropped.
+Contract: PEFT writes the residual ``W - s B0 A0`` into the base. Here it finds a copy of the weight in the layer,
+dequantised where it must be: the base's own parameter is never in its hands, and is back afterwards, also after an
+error.
 
 Source: OLoRA (Buyukakyuz 2406.01775, QR); CorDA (Yang et al. 2406.05223, needs calibration data).
 """
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from peft.tuners.lora.layer import Linear
-from torch import Tensor
+from torch import Tensor, nn
 
-from stablerank.adapters.variants.base import is_quantised
+from stablerank.adapters.variants.base import base_weight
 from stablerank.errors import ModelError
 
 
@@ -50,13 +50,10 @@ def corda_factors(module: Linear, adapter: str, settings: Mapping[str, Any]) -> 
 def _on_a_copy(module: Linear, adapter: str, run: Callable[[], None]) -> tuple[Tensor, Tensor]:
     base = module.get_base_layer()
     weight = base.weight
-    untouched = weight.data
-    if not is_quantised(base):
-        weight.data = untouched.clone()
+    base.weight = nn.Parameter(base_weight(module).clone(), requires_grad=False)
     try:
         run()
     finally:
-        weight.data = untouched
         base.weight = weight
     b_OR, a_RI = module.lora_B[adapter].weight.detach(), module.lora_A[adapter].weight.detach()
     return b_OR.float().contiguous(), a_RI.float().contiguous()
