@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import huggingface_hub.constants
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from stablerank.adapters.counts import parameter_counts
 from stablerank.adapters.prepare import NEEDS_DATA, prepare_adapter
@@ -234,7 +234,9 @@ class _Session:
         return nullcontext()
 
     def _manifest(self, overrides: Sequence[str]) -> dict[str, Any]:
-        trainable, total = parameter_counts(self.recipe.adapter, self.model.config)
+        # From the stored configuration: added biases have changed that of the model.
+        stored = AutoConfig.from_pretrained(self.model.config._name_or_path)
+        trainable, total = parameter_counts(self.recipe.adapter, stored)
         return {
             "recipe": self.recipe.resolved(),
             "arguments": sys.argv,
