@@ -77,7 +77,7 @@ EXACT = Holds(0, 0)
 Cell = Holds | Refuses
 NO_ADAPTER = Refuses("trains the model itself")
 NO_BIASES = {
-    **{("bitfit", architecture): "has none" for architecture in ("llama", "qwen3", MODEL)},
+    **{("bitfit", architecture): "has no bias" for architecture in ("llama", "qwen3", MODEL)},
     ("bitfit-added", "gpt_neox"): "existing",
 }
 """Cells that do not exist, and what `prepare_adapter` says."""

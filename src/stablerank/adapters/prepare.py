@@ -156,6 +156,11 @@ def _eva_batches(rows: list[Tensor], rank: int) -> list[dict[str, Tensor]]:
 
 def _collect_eigens(model: PreTrainedModel, spec: CordaSpec, targets: list[str], rows: list[Tensor]) -> None:
     """PEFT's CorDA preprocessing: leaves the triplets that the initialiser reads on each layer."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        raise ModelError(
+            f"PEFT's CorDA multiplies the packed 4-bit weights of {type(model).__name__} as they are; load the base "
+            "in 8 bits or unquantised, or start with PiSSA."
+        )
     config = LoraConfig(r=spec.r, target_modules=targets, init_lora_weights="corda", corda_config=CordaConfig())
     was_training = model.training
 

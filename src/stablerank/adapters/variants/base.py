@@ -18,6 +18,7 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear, LoraVariant
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from stablerank.errors import ModelError
 
@@ -60,7 +61,7 @@ def add_factor(module: Linear, name: str, adapter: str, weight: Tensor | tuple[i
         setattr(module, listing, (*getattr(module, listing), room))
     like = module.lora_A[adapter].weight
     rows, columns = weight.shape if isinstance(weight, Tensor) else weight
-    factor = nn.Linear(columns, rows, bias=False, device=like.device, dtype=like.dtype)
+    factor = skip_init(nn.Linear, columns, rows, bias=False, device=like.device, dtype=like.dtype)
     factor.weight.requires_grad_(trained)
     if isinstance(weight, Tensor):
         set_factor(factor, weight)
