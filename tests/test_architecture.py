@@ -25,7 +25,7 @@ FLOORS = (
     {"cli"},
 )
 TOP_ROOM = "cli"
-"""`stablerank/__init__.py`, `facade.py`, `measuring.py`, `peft.py` and `__main__.py` belong to the room on the top floor."""
+"""`__init__.py`, `facade.py`, `measuring.py`, `peft.py` and `__main__.py` of the package belong to the top floor."""
 HEAVY = ("torch", "transformers", "trl", "peft", "ray", "vllm", "datasets", "matplotlib")
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -23,6 +23,7 @@ ROWS, COLUMNS = 130, 120
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STABLERANK_CACHE", str(tmp_path))
+    monkeypatch.delenv("STABLERANK_FACTORS_GB", raising=False)
     return tmp_path / "factors"
 
 

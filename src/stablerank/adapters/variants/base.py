@@ -61,7 +61,9 @@ def add_factor(module: Linear, name: str, adapter: str, weight: Tensor | tuple[i
         setattr(module, listing, (*getattr(module, listing), room))
     like = module.lora_A[adapter].weight
     rows, columns = weight.shape if isinstance(weight, Tensor) else weight
-    factor = skip_init(nn.Linear, columns, rows, bias=False, device=like.device, dtype=like.dtype)
+    factor: nn.Linear = skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, columns, rows, bias=False, device=like.device, dtype=like.dtype
+    )
     factor.weight.requires_grad_(trained)
     if isinstance(weight, Tensor):
         set_factor(factor, weight)
