@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from stablerank.adapters.selective.sparse import kept_shares, sparse_mask, target_layers, train_sparse
+from stablerank.adapters.inits.geora import union_mask
+from stablerank.adapters.selective.sparse import kept_shares, target_layers, train_sparse
 from stablerank.errors import ModelError, RecipeError
 
 ROWS = [{"input_ids": row, "labels": row} for row in torch.randint(3, 48, (24, 10)).tolist()]
@@ -43,14 +44,14 @@ def test_the_mask_is_the_union_of_small_entries_of_weight_and_head(shape):
     small = numpy.abs(weight.numpy())
     count = round(0.2 * weight.numel())
     spectral, euclidean = (entries <= numpy.sort(entries, axis=None)[count - 1] for entries in (head, small))
-    assert (sparse_mask(weight, 0.2, True, True, 4).numpy() == (spectral | euclidean)).all()
-    assert (sparse_mask(weight, 0.2, True, False, 4).numpy() == spectral).all()
-    assert (sparse_mask(weight, 0.2, False, True, 4).numpy() == euclidean).all()
+    assert (union_mask(weight, 4, 0.2, True, True).numpy() == (spectral | euclidean)).all()
+    assert (union_mask(weight, 4, 0.2, True, False).numpy() == spectral).all()
+    assert (union_mask(weight, 4, 0.2, False, True).numpy() == euclidean).all()
 
 
-def test_a_rank_beyond_the_matrix_makes_both_masks_one():
-    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
-    assert sparse_mask(weight, 0.3, True, True, 16).sum() == round(0.3 * 60)
+def test_a_rank_beyond_the_matrix_takes_all_of_it(load):
+    model = train_sparse(load("qwen3"), rho=0.3, rank=1000)
+    assert all(abs(share - 0.3) < 0.01 for share in kept_shares(model).values()), "both masks are one, up to rounding"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox"])

@@ -60,12 +60,22 @@ def geora_masks(weight_OI: Tensor, rank: int, rho: float, svd: str = "randomised
 
 
 @torch.no_grad()
-def _triplets(weight_OI: Tensor, rank: int, chosen: Mapping[str, Any]) -> Triplets:
+def union_mask(
+    weight_OI: Tensor, rank: int, rho: float, spectral_mask: bool, euclidean_mask: bool, svd: str = "randomised"
+) -> Tensor:
+    """``M_Spec or M_Euc``, or the one that is asked for; boolean ``(O, I)``."""
     union_OI = torch.zeros_like(weight_OI, dtype=torch.bool)
-    if chosen["spectral_mask"]:
-        union_OI |= _spectral_mask(weight_OI, rank, chosen["rho"], chosen["svd"])
-    if chosen["euclidean_mask"]:
-        union_OI |= _kept(weight_OI, chosen["rho"])
+    if spectral_mask:
+        union_OI |= _spectral_mask(weight_OI, rank, rho, svd)
+    if euclidean_mask:
+        union_OI |= _kept(weight_OI, rho)
+    return union_OI
+
+
+@torch.no_grad()
+def _triplets(weight_OI: Tensor, rank: int, chosen: Mapping[str, Any]) -> Triplets:
+    masks = {name: chosen[name] for name in ("rho", "spectral_mask", "euclidean_mask", "svd")}
+    union_OI = union_mask(weight_OI, rank, **masks)
     return component_triplets(weight_OI.float() * union_OI, rank, chosen["component"], chosen["svd"])
 
 

@@ -12,8 +12,8 @@ It is no part of the saved model; a resume computes it again, equal on one machi
 gradient hooks do not survive a ``deepcopy`` of the model, nor FSDP and ZeRO-3, which replace the parameters.
 
 Numerics: thresholds are exact for that one matrix (update_masks.py). Ties with a threshold belong to a mask, a mask of
-a zero or non-finite matrix is empty, so the kept share is reported, never assumed. Cost: one ``eigh`` a matrix,
-O(O I S + S^3) with S the smaller side; then one byte an entry, and full-size gradients and optimiser state.
+a zero matrix is empty, so the kept share is reported, never assumed. Cost: the masks of GeoRA's start (inits/geora.py);
+then one byte an entry, and full-size gradients and optimiser state.
 
 Source: the SparseFT baseline of GeoRA (2601.09361), whose mask is not published: "-68 % trainable parameters" fits
 GeoRA's union at rho = 0.2, the default here (METHODS.md 2.1, 2.5).
@@ -29,10 +29,9 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stablerank.adapters.inits.geora import union_mask
 from stablerank.adapters.selective.in_place import require_in_place
 from stablerank.errors import ModelError, RecipeError
-from stablerank.spectral.subspaces import singular_subspaces
-from stablerank.spectral.update_masks import low_magnitude_mask
 
 _MASK = "trained_mask_OI"
 """A plain attribute of the layer: DDP sends buffers to every rank at every step."""
@@ -70,25 +69,11 @@ def train_sparse(
         )
     model.requires_grad_(False)
     for linear in linears.values():
-        setattr(linear, _MASK, sparse_mask(linear.weight.detach(), rho, spectral_mask, euclidean_mask, rank))
+        weight_OI, head = linear.weight.detach(), min(rank, *linear.weight.shape)
+        setattr(linear, _MASK, union_mask(weight_OI, head, rho, spectral_mask, euclidean_mask))
         linear.weight.requires_grad_(True)
         linear.weight.register_hook(_masking(linear))  # type: ignore[no-untyped-call]
     return model
-
-
-def sparse_mask(weight_OI: Tensor, rho: float, spectral_mask: bool, euclidean_mask: bool, rank: int) -> Tensor:
-    """GeoRA's union: entries small in the rank-``rank`` reconstruction, or small in the weight; boolean ``(O, I)``.
-
-    Raises:
-        ValueError: ``rho`` outside (0, 1], or ``rank`` below 1.
-    """
-    mask_OI = torch.zeros_like(weight_OI, dtype=torch.bool)
-    if spectral_mask:
-        head = singular_subspaces(weight_OI, min(rank, *weight_OI.shape))
-        mask_OI |= low_magnitude_mask((head.u_OK * head.values_K) @ head.v_IK.mT, rho)
-    if euclidean_mask:
-        mask_OI |= low_magnitude_mask(weight_OI, rho)
-    return mask_OI
 
 
 def target_layers(model: PreTrainedModel, targets: str | Sequence[str] = "all-linear") -> dict[str, nn.Linear]:
