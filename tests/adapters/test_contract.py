@@ -346,3 +346,20 @@ def test_training_moves_every_member(table: dict[str, Case], load: Any, ids: tor
     for case in CASES:
         with torch.no_grad():
             assert largest(load(case.architecture)(ids).logits, case.logits) > RATE, case.name
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_gradient_checkpointing_changes_no_gradient(load: Any, ids: torch.Tensor, member: str) -> None:
+    architecture = MODEL or ("gpt_neox" if member == "bitfit" else "qwen3")
+    runner = Runner(Case(member, "fp32", architecture), load, ids, Path())
+    model = runner.prepared()
+    runner.train(model, 1)  # off the start, where factors of zero hide gradients
+    gradients = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        runner.loss(model).backward()
+        gradients.append({name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert max(largest(gradients[1][name], gradients[0][name]) for name in gradients[0]) < 1e-5

@@ -98,7 +98,9 @@ class _SineProduct(torch.autograd.Function):
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, b_OR, a_RI = ctx.saved_tensors
         with_x, *with_factors = ctx.needs_input_grad[:3]
-        grad_x_NI, grad_b_OR, grad_a_RI = (torch.zeros_like(value, dtype=_wide(value)) for value in ctx.saved_tensors)
+        # Read once: gradient checkpointing gives a saved tensor a single time.
+        saved = (x_NI, b_OR, a_RI)
+        grad_x_NI, grad_b_OR, grad_a_RI = (torch.zeros_like(value, dtype=_wide(value)) for value in saved)
         with torch.autocast(x_NI.device.type, enabled=False):
             for rows in _chunks(b_OR, a_RI):
                 phase_CI = _phase(b_OR[rows], a_RI, ctx.omega)
