@@ -273,6 +273,40 @@ def adapters_masks() -> str:
     return table("modules | density of the union | Jaccard index of the masks | kept by the Euclidean mask", rows)
 
 
+def adapters_start(*names: str) -> str:
+    results = load("adapters_start")
+    rows = []
+    for name, found in results["starts"].items():
+        if not wanted(name, names):
+            continue
+        published = results["published"].get(name, {})
+        rows.append(
+            [
+                name,
+                *(start_cell(found[metric]) for metric in ("head_energy", "head_energy_two_sided")),
+                str(published.get("s_head", "")),
+                *(start_cell(found[metric]) for metric in ("relative_norm", "nss")),
+                str(published.get("nss", "")),
+            ]
+        )
+    header = (
+        "start | head energy | null | two-sided | null | published S_Head | norm relative to W | NSS of the residual"
+    )
+    return table(f"{header} | published NSS", [split(row) for row in rows])
+
+
+def start_cell(found: dict[str, float | None]) -> tuple[str, str | None]:
+    """Mean with range over the matrices, and the null's mean."""
+    null = None if found["null"] is None else f"{found['null']:.3f}"
+    return f"{found['mean']:.3f} ({found['least']:.3f} to {found['most']:.3f})", null
+
+
+def split(row: list[str | tuple[str, str | None]]) -> list[str]:
+    """Cells with a null become two."""
+    parts = [[cell] if isinstance(cell, str) else [part for part in cell if part is not None] for cell in row]
+    return [cell for part in parts for cell in part]
+
+
 # --- contract -----------------------------------------------------------------------------------------------------
 
 

@@ -156,6 +156,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "adapters_init_energy": adapter_tables.adapters_init_energy,
     "adapters_masks": adapter_tables.adapters_masks,
     "adapters_published": adapter_tables.adapters_published,
+    "adapters_start": adapter_tables.adapters_start,
     "adapters_step": adapter_tables.adapters_step,
     "adapters_training": adapter_tables.adapters_training,
     "adapters_tuning": adapter_tables.adapters_tuning,
