@@ -1,5 +1,6 @@
 """The command line. One thin file a verb; heavy libraries load inside a verb, never for ``--help``."""
 
+import logging
 import sys
 
 
@@ -8,6 +9,8 @@ def main() -> None:
     from stablerank.cli.app import app
     from stablerank.errors import StablerankError
 
+    # It speaks while it is imported, and PEFT imports it wherever it is installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except StablerankError as error:

@@ -15,5 +15,5 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for name, level in (("accelerate", logging.ERROR), ("bitsandbytes", logging.ERROR), ("datasets", logging.CRITICAL)):
+    for name, level in (("accelerate", logging.ERROR), ("datasets", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
