@@ -8,6 +8,7 @@ the results file is written after every run.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ SEEDS = (501, 502, 503)
 TUNING_SEED = 11
 STEPS = 30
 PROBLEMS = {"validation": 300, "test": 600}
+SETTINGS = {"steps": {"grpo": STEPS, "clm": 60}, "problems": PROBLEMS}
 DIVERGED = -0.05
 """A change of pass@1 below which a run counts as diverged."""
 
@@ -51,6 +53,16 @@ def tasks(arguments: argparse.Namespace) -> Iterator[Task]:
                 yield from (Task(objective, name, rate * by, TUNING_SEED, "validation") for by in arguments.tune)
             else:
                 yield from (Task(objective, name, rate, seed, "test") for seed in SEEDS)
+
+
+def tried(work: Path) -> list[Task]:
+    """Every finished validation run in the work folder: what was tried is told, kept or not."""
+    names = (re.fullmatch(r"(grpo|clm)-(\w+)-(.+)-(\d+)-(validation)", folder.name) for folder in work.iterdir())
+    return [
+        Task(found[1], found[2], float(found[3]), int(found[4]), found[5])
+        for found in sorted(filter(None, names), key=lambda found: (list(MEMBERS).index(found[2]), float(found[3])))
+        if (work / found[0] / "summary.json").exists()
+    ]
 
 
 def run(task: Task, work: Path) -> dict[str, Any]:
@@ -133,7 +145,10 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(lambda task: run(task, arguments.work.resolve()), list(tasks(arguments))):
             found.append(result)
-            write_results(name, {"steps": {"grpo": STEPS, "clm": 60}}, {"runs": found})
+            write_results(name, SETTINGS, {"runs": found})
+    if arguments.tune:
+        found = [run(task, arguments.work.resolve()) for task in tried(arguments.work.resolve())]
+        write_results(name, SETTINGS, {"runs": found})
     columns = ("run", "rate", "seed", "before", "after", "change", "seconds")
     print_table(name.replace("_", " "), columns, [row(result) for result in found])
     if any(result["diverged"] for result in found) and not arguments.tune:
