@@ -113,9 +113,12 @@ def clm(task: Task, folder: Path) -> dict[str, Any]:
 
 
 def geometry(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the matrices: one row a step, kind and metric, with the mean null."""
+    """Means over the matrices: one row a step, kind and metric, with the mean null; profiles at the ends alone."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    ends = {0, max((row["step"] for row in rows), default=0)}
     for row in rows:
+        if row["metric"].startswith("alignment_") and row["step"] not in ends:
+            continue
         groups.setdefault((row["step"], row["kind"], row["metric"]), []).append(row)
     return [
         {"step": step, "kind": kind, "metric": metric, "matrices": len(found), **means(found)}
