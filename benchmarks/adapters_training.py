@@ -150,7 +150,7 @@ def main() -> None:
             found.append(result)
             write_results(name, SETTINGS, {"runs": found})
     if arguments.tune:
-        found = [run(task, arguments.work.resolve()) for task in tried(arguments.work.resolve())]
+        found = [run(task, arguments.work.resolve()) | {"geometry": []} for task in tried(arguments.work.resolve())]
         write_results(name, SETTINGS, {"runs": found})
     columns = ("run", "rate", "seed", "before", "after", "change", "seconds")
     print_table(name.replace("_", " "), columns, [row(result) for result in found])
