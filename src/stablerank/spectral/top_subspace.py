@@ -40,6 +40,8 @@ from stablerank.spectral.precision import at_least_fp32
 TOLERANCE = 5e-4
 """Share of the best energy that the randomised route may miss, as foretold; SmolLM2's weights miss 6e-5 in the mean."""
 _SMALL_SIDE = 96
+_GRAM_SIDE = 256
+"""Up to this side the Gram matrix in the matrix's own precision costs less than the steps: its head is as good."""
 _NARROWEST = 16
 """Least block width: single orthogonalisation does not hold for the many steps that narrower blocks take."""
 _FIRST_LOOK, _TRUSTED, _SLOWEST = 5, 4, 0.95
@@ -87,7 +89,8 @@ def leading_triplets(weight_OI: Tensor, rank: int, *, exact: bool = False, seed:
         scale = 1.0
     tall_LK = matrix_OI if matrix_OI.shape[0] >= matrix_OI.shape[1] else matrix_OI.mT
     product_LK = tall_LK.to(_product_dtype(tall_LK))
-    found = _half_step(tall_LK, product_LK, _krylov(product_LK, tall_LK.dtype, rank, seed))
+    basis_KR = _gram_head(tall_LK, rank) if shorter <= _GRAM_SIDE else _krylov(product_LK, tall_LK.dtype, rank, seed)
+    found = _half_step(tall_LK, product_LK, basis_KR)
     found = Triplets(found.u_OR, scale * found.values_R, found.v_IR)
     return found if tall_LK is matrix_OI else found.turned()
 
@@ -125,6 +128,12 @@ def _some_vectors(symmetric: Tensor, first: int, last: int) -> Tensor:
     """Eigenvectors ``first`` to ``last`` in ascending order: a third to a half of the time of all of them."""
     found = scipy.linalg.eigh(symmetric.cpu().numpy(), subset_by_index=[first, last], check_finite=False)
     return torch.from_numpy(found[1]).to(symmetric.device)
+
+
+def _gram_head(tall_LK: Tensor, rank: int) -> Tensor:
+    """The ``rank`` leading eigenvectors ``(K, R)`` of the Gram matrix."""
+    size = tall_LK.shape[1]
+    return _some_vectors(tall_LK.mT @ tall_LK, size - rank, size - 1)
 
 
 def _krylov(product_LK: Tensor, dtype: torch.dtype, rank: int, seed: int) -> Tensor:

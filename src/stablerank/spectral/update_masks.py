@@ -15,21 +15,26 @@ made by training unless the representable fraction is high (representable.py).
 Numerics: magnitudes are compared in fp32 (the reconstruction itself is fp64), where non-negative numbers sort as their
 bit patterns. The threshold is found exactly and over blocks, so memory stays bounded (``torch.quantile`` refuses more
 than 2^24 entries): of a reconstruction by two histograms of 16 bits each, three passes that each rebuild it, O(O I K);
-of a tensor in memory by a bracket from a sample and a selection inside it, four light passes.
+of a tensor in memory by a bracket from a sample and a selection inside it, four light passes of numpy on the CPU, which
+compares and counts several times as fast as torch there.
 
 Left out on purpose: one threshold for a whole model.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import hypergeom
 from torch import Tensor
 
 from stablerank.spectral.blocks import BLOCK_ENTRIES, flat_blocks
 from stablerank.spectral.nulls import Null
 from stablerank.spectral.subspaces import singular_subspaces
+
+Bits = NDArray[np.int32]
 
 _HALF = 2**16
 _INFINITE = 0x7F800000
@@ -67,11 +72,13 @@ def low_magnitude_mask(weight: Tensor, alpha: float) -> Tensor:
     """
     count = _count(alpha, weight.numel())
     parts = flat_blocks(weight)
-    largest = max(int(_pattern(part).amax()) for part in parts)
+    patterns = [_array(parts[0])] if len(parts) == 1 else _Arrays(parts)
+    largest = max(int(bits_N.max()) for bits_N in patterns)
     if not 0 < largest < _INFINITE:
         return torch.zeros_like(weight, dtype=torch.bool)
-    threshold = _selected(parts, count)
-    return torch.cat([_pattern(part) <= threshold for part in parts]).reshape(weight.shape)
+    threshold = _selected(patterns, count, weight.numel())
+    mask = np.concatenate([bits_N <= threshold for bits_N in patterns])
+    return torch.from_numpy(mask).to(weight.device).reshape(weight.shape)
 
 
 def mask_overlap(update: Tensor, reference: Tensor) -> float:
@@ -104,25 +111,39 @@ def _pattern(block: Tensor) -> Tensor:
     return block.float().abs().reshape(-1).view(torch.int32)
 
 
-def _selected(parts: tuple[Tensor, ...], k: int) -> int:
+def _array(block: Tensor) -> Bits:
+    return np.asarray(_pattern(block).cpu().numpy())
+
+
+class _Arrays:
+    """The patterns of many blocks, made anew at each reading: a second copy of a large tensor is never whole."""
+
+    def __init__(self, parts: tuple[Tensor, ...]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Bits]:
+        return map(_array, self._parts)
+
+
+def _selected(patterns: Iterable[Bits], k: int, entries: int) -> int:
     """The k-th smallest pattern of tensors in memory: bracketed by a sample, then selected among what lies between.
 
-    Exact: where the sample brackets it wrongly, the histograms find it. A third of their time.
+    Exact: where the sample brackets it wrongly, the histograms find it.
     """
-    sample_N = torch.cat([_pattern(part[::_STRIDE]) for part in parts]).sort().values
-    expected = k / sum(map(len, parts)) * len(sample_N)
+    sample_N = np.sort(np.concatenate([bits_N[::_STRIDE] for bits_N in patterns]))
+    expected = k / entries * len(sample_N)
     margin = 4 * math.sqrt(expected + 1)
     low = sample_N[max(int(expected - margin), 0)]
     high = sample_N[min(int(expected + margin) + 1, len(sample_N) - 1)]
     below, between = 0, []
-    for part in parts:
-        bits_N = _pattern(part)
-        below += _size(bits_N < low)
-        between.append(bits_N[(bits_N >= low) & (bits_N <= high)])
-    between_N = torch.cat(between)
+    for bits_N in patterns:
+        is_low = bits_N < low
+        below += int(np.count_nonzero(is_low))
+        between.append(bits_N[(bits_N <= high) ^ is_low])
+    between_N = np.concatenate(between)
     if below < k <= below + len(between_N):
-        return int(between_N.kthvalue(k - below).values)
-    return _kth_smallest(lambda: map(_pattern, parts), k)
+        return int(np.partition(between_N, k - below - 1)[k - below - 1])
+    return _kth_smallest(lambda: map(torch.from_numpy, patterns), k)
 
 
 def _kth_smallest(blocks: Callable[[], Iterator[Tensor]], k: int) -> int:
