@@ -24,8 +24,9 @@ FLOORS = (
     {"reports"},
     {"cli"},
 )
+FACADES = ("", "__main__", "facade", "evaluating", "inspecting", "measuring", "peft")
 TOP_ROOM = "cli"
-"""`__init__.py`, `facade.py`, `measuring.py`, `peft.py` and `__main__.py` of the package belong to the top floor."""
+"""`__init__.py`, `__main__.py` and the facades of the package belong to the top floor."""
 HEAVY = ("torch", "transformers", "trl", "peft", "ray", "vllm", "datasets", "matplotlib")
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -57,7 +58,7 @@ IMPORTS = {name: imported(path) for name, path in FILES.items()}
 
 def room(module):
     second = module.split(".")[1] if "." in module else ""
-    return TOP_ROOM if second in ("", "facade", "measuring", "peft", "__main__") else second
+    return TOP_ROOM if second in FACADES else second
 
 
 def test_every_room_has_a_floor():

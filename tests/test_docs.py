@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from stablerank.adapters.specs import AdapterSpec, LoraSpec
 from stablerank.evaluation.specs import EvaluationSpec
-from stablerank.rewards.credit import Normalisation
+from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.specs import MathVerifySpec, PythonSpec
 from stablerank.runs.geometry_rows import GeometryRow
 from stablerank.tasks.specs import ArithmeticSpec, FileSpec
@@ -21,7 +21,7 @@ from stablerank.training.recipe import LOSS_SETTINGS, GeometrySpec, ModelSpec, O
 
 ROOT = Path(__file__).parents[1]
 UNIONS = (LoraSpec, ArithmeticSpec, FileSpec, MathVerifySpec, PythonSpec)
-RECIPE_TABLES = (Recipe, ModelSpec, *UNIONS, Normalisation, OptimiserSpec, LOSS_SETTINGS, GeometrySpec, EvaluationSpec)
+RECIPE_TABLES = (Recipe, ModelSpec, *UNIONS, CreditSpec, OptimiserSpec, LOSS_SETTINGS, GeometrySpec, EvaluationSpec)
 """What the tables of docs/recipe.md are about, in their order."""
 
 

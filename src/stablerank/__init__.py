@@ -12,6 +12,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from stablerank.adapters.prepare import prepare_adapter
+    from stablerank.evaluating import evaluate, headroom
     from stablerank.facade import export, train
     from stablerank.measuring import measure
     from stablerank.rewards.plain_trl import as_trl_reward
@@ -25,7 +26,9 @@ _HOMES = {
     "GeometryCallback": "stablerank.training.telemetry",
     "Recipe": "stablerank.training.recipe",
     "as_trl_reward": "stablerank.rewards.plain_trl",
+    "evaluate": "stablerank.evaluating",
     "export": "stablerank.facade",
+    "headroom": "stablerank.evaluating",
     "load_recipe": "stablerank.training.recipe",
     "measure": "stablerank.measuring",
     "prepare_adapter": "stablerank.adapters.prepare",
@@ -38,7 +41,9 @@ __all__ = [
     "GeometryCallback",
     "Recipe",
     "as_trl_reward",
+    "evaluate",
     "export",
+    "headroom",
     "load_recipe",
     "measure",
     "prepare_adapter",

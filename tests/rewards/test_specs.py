@@ -6,16 +6,17 @@ from stablerank.rewards.specs import MathVerifySpec, PythonSpec, RewardSpec
 SPEC = TypeAdapter(RewardSpec)
 
 
-def test_kind_chooses_the_spec_and_the_spec_builds():
+def test_kind_chooses_the_spec_and_the_spec_builds(tokenizer):
     spec = SPEC.validate_python({"kind": "math_verify", "answer_column": "solution"})
     assert isinstance(spec, MathVerifySpec)
-    assert (spec.build().name, spec.build().answer_column) == ("math_verify", "solution")
+    reward = spec.build(tokenizer)
+    assert (reward.name, reward.answer_column) == ("math_verify", "solution")
 
 
-def test_a_python_reward_is_built_from_its_file(tmp_path):
+def test_a_python_reward_is_built_from_its_file(tmp_path, tokenizer):
     (tmp_path / "own.py").write_text("def brevity(completions, **_):\n    return [-len(c) for c in completions]\n")
     spec = SPEC.validate_python({"kind": "python", "ref": f"{tmp_path}/own.py:brevity"})
-    assert isinstance(spec, PythonSpec) and spec.build().name == "brevity"
+    assert isinstance(spec, PythonSpec) and spec.build(tokenizer).name == "brevity"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ FILES = {
     "zoo:arith-student/tokenizer.json",
     "stablerank:constraints.txt",
 }
-SOURCES = ("errors.py", "rewards/credit.py", "runs/manifest.py", "spectral/gram.py", "training/recipe.py")
+SOURCES = ("errors.py", "rewards/credit/advantages.py", "runs/manifest.py", "spectral/gram.py", "training/recipe.py")
 """As much of the library as the cases below change."""
 SCORE = "def score(completions, **columns):\n    return [0.5 for _ in completions]\n"
 VERSIONS = {"torch": "2.9.0", "scipy": "1.17.0"}
@@ -382,7 +382,7 @@ CASES = {
     "constraints": (text("stablerank:constraints.txt", "2.9.0", "2.9.1"), "constraints.txt"),
     "constraints removed": (gone("stablerank:constraints.txt"), "constraints.txt"),
     # The code.
-    "commit": (committed_source, "stablerank/rewards/credit.py"),
+    "commit": (committed_source, "stablerank/rewards/credit/advantages.py"),
     "source edited": (text("src/stablerank/errors.py", "user's", "users'"), "stablerank/errors.py"),
     "source added": (written("src/stablerank/sneaky.py", ""), "stablerank/sneaky.py"),
     "source removed": (gone("src/stablerank/spectral/gram.py"), "stablerank/spectral/gram.py"),

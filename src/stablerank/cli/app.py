@@ -2,7 +2,20 @@
 
 import typer
 
-from stablerank.cli import adapt, cell, demo, doctor_verb, export, measure, report, study, train, zoo
+from stablerank.cli import (
+    adapt,
+    cell,
+    demo,
+    doctor_verb,
+    evaluate,
+    export,
+    inspect_reward,
+    measure,
+    report,
+    study,
+    train,
+    zoo,
+)
 
 app = typer.Typer(
     name="stablerank",
@@ -17,7 +30,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
 app.command("measure")(measure.measure)
+app.command("inspect-reward")(inspect_reward.inspect_reward)
 app.command("adapt")(adapt.adapt)
 app.command("report")(report.report)
 app.command("export")(export.export)

@@ -72,13 +72,14 @@ def evaluate_policy(
         batch_size=batch_size,
         progress=progress,
     )
-    deposit = reward(_rollout(rows, completions))
+    deposit = reward(rollout_of(rows, completions))
     rewards = deposit.trajectory_rewards_N.tolist()
     passes = [nan if isnan(value) else float(value >= pass_reward) for value in rewards]
     return HeldOut(tuple(completions), tuple(rewards), tuple(passes), mean_interval(passes), deposit.notes)
 
 
-def _rollout(rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> Rollout:
+def rollout_of(rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> Rollout:
+    """What a judge sees of completions, one of each row."""
     names = [name for name in rows[0] if name != "prompt"]
     return Rollout(
         prompts=[row["prompt"] for row in rows],

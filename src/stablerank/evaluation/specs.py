@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from stablerank.rewards.specs import RewardSpec
+from stablerank.rewards.specs import SingleRewardSpec
 
 
 class EvaluationSpec(BaseModel):
@@ -21,6 +21,16 @@ class EvaluationSpec(BaseModel):
     max_new_tokens: int | None = Field(default=None, ge=1, description="limit of a completion; unset: as in training")
     batch_size: int = Field(default=256, ge=1, description="completions generated at once")
     pass_reward: float = Field(default=1.0, description="a completion passes when its reward reaches this")
-    reward: RewardSpec | None = Field(
+    reward: SingleRewardSpec | None = Field(
         default=None, description="what judges held-out completions; unset: the reward that is trained on"
     )
+
+    @field_validator("reward")
+    @classmethod
+    def _reward_judges(cls, reward: SingleRewardSpec | None) -> SingleRewardSpec | None:
+        if reward is not None and not reward.judges:
+            raise ValueError(
+                f"evaluation.reward.kind={reward.kind} cannot tell right from wrong by text alone; use math_verify or "
+                "another verifier"
+            )
+        return reward

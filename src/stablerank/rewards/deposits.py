@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stablerank.errors import RewardError
+from stablerank.rewards.forwards import Needs
 from stablerank.rewards.rollout import Rollout
 
 Density = Literal["trajectory", "step", "token"]
@@ -74,9 +75,14 @@ class Deposit:
 
 
 class Reward(Protocol):
-    """A named function of a rollout."""
+    """A named function of a rollout. Subclass it for the defaults; any object of this shape will do."""
 
     name: str
+    density: Density = "trajectory"
+    """Of every deposit it makes."""
+    needs: Needs = Needs()
+    own_forward: str = ""
+    """What it runs besides the passes that the trainer shares, in words and with its cost; shown at load."""
 
     def __call__(self, rollout: Rollout) -> Deposit:
         """Score every completion of ``rollout``."""

@@ -14,7 +14,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from stablerank.rewards.deposits import Deposit, trajectory_deposit
+from stablerank.rewards.deposits import Deposit, Reward, trajectory_deposit
 from stablerank.rewards.rollout import Rollout
 from stablerank.rewards.verifier import Verdict, Verifier
 
@@ -24,7 +24,7 @@ _REWARD: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "no_answer":
 _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
-class MathVerifyReward:
+class MathVerifyReward(Reward):
     """1.0 where the completion's answer equals the gold answer in column ``answer_column``, else 0.0.
 
     The column holds bare answers: numbers, or LaTeX with or without ``$``. ``cpu_seconds`` bounds the time spent on one

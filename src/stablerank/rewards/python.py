@@ -19,13 +19,13 @@ from types import ModuleType
 from typing import Any
 
 from stablerank.errors import RewardError
-from stablerank.rewards.deposits import Deposit, trajectory_deposit
+from stablerank.rewards.deposits import Deposit, Reward, trajectory_deposit
 from stablerank.rewards.rollout import Rollout
 
 _SIGNATURE = "def {name}(prompts, completions, completion_ids, **columns) -> list[float | None]"
 
 
-class PythonReward:
+class PythonReward(Reward):
     """The function of ``ref`` as a reward named after it. Its file is run once, here.
 
     Raises RewardError for a file or function that is missing or fails; when called, for a function that raises or

@@ -2,18 +2,20 @@
 
 Legend: N completions, T tokens of the longest completion.
 
-Left out on purpose: log-probabilities, hidden states and the model itself. A reward that needs a frozen forward pass
-will get its outputs as further fields, never the model.
+What passes of the frozen reference and of the policy left comes as `Forward`s, where a reward said that it needs them.
+
+Left out on purpose: hidden states and the model itself.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from stablerank.errors import RewardError
+from stablerank.rewards.forwards import Forward
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
@@ -36,6 +38,10 @@ class Rollout:
     completion_ids: Sequence[Sequence[int]]
     completion_mask_NT: Tensor
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    prompt_ids: Sequence[Sequence[int]] | None = None
+    """As the policy read them, without padding; None where the caller has texts only, as plain TRL does."""
+    frozen: Forward | None = None
+    policy: Forward | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -49,6 +55,16 @@ class Rollout:
                 "add it, or name another column in the reward's settings"
             )
         return self.columns[name]
+
+    def forward(self, which: Literal["frozen", "policy"], reader: str) -> Forward:
+        """The pass ``which``; RewardError where nobody ran it."""
+        found = self.frozen if which == "frozen" else self.policy
+        if found is None:
+            raise RewardError(
+                f"the reward {reader} reads the {which} forward pass, which only our trainer runs; use it through "
+                "`stablerank train`, or choose a reward that reads texts"
+            )
+        return found
 
 
 def rollout_from_trl(

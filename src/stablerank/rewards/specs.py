@@ -1,38 +1,77 @@
 """The rewards a recipe can name: a union on ``kind``, each able to build its reward."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedTokenizerBase
 
+from stablerank.rewards.base_spec import RewardSpecBase
+from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.deposits import Reward
+from stablerank.rewards.distillation.spec import DistillationSpec
+from stablerank.rewards.divergence import KLSpec
+from stablerank.rewards.geometric import StableRankSpec
+from stablerank.rewards.intrinsic import IntrinsicSpec
+from stablerank.rewards.length import LengthSpec
 from stablerank.rewards.outcome import MathVerifyReward
+from stablerank.rewards.process.spec import ProcessSpec
 from stablerank.rewards.python import PythonReward
 
 
-class MathVerifySpec(BaseModel):
+class MathVerifySpec(RewardSpecBase):
     """1.0 for an answer that is mathematically equal to the gold answer, else 0.0."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    judges: ClassVar[bool] = True
 
     kind: Literal["math_verify"] = "math_verify"
     answer_column: str = Field(default="answer", min_length=1, description="dataset column with the gold answer")
 
-    def build(self) -> Reward:
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> Reward:
         """The reward; nothing is loaded before its first call."""
         return MathVerifyReward(self.answer_column)
 
 
-class PythonSpec(BaseModel):
+class PythonSpec(RewardSpecBase):
     """Your own function with the signature of TRL's ``reward_funcs``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    judges: ClassVar[bool] = True
 
     kind: Literal["python"] = "python"
     ref: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="path/to/file.py:function")
 
-    def build(self) -> Reward:
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> Reward:
         """The reward; runs the file, and raises RewardError when that fails."""
         return PythonReward(self.ref)
 
 
-RewardSpec = Annotated[MathVerifySpec | PythonSpec, Field(discriminator="kind")]
+_Single = (
+    MathVerifySpec | PythonSpec | ProcessSpec | DistillationSpec | IntrinsicSpec | KLSpec | LengthSpec | StableRankSpec
+)
+SingleRewardSpec = Annotated[_Single, Field(discriminator="kind")]
+
+
+class ComponentSpec(BaseModel):
+    """One reward of a mixture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reward: SingleRewardSpec
+    weight: float = Field(default=1.0, description="factor of its advantages")
+    credit: CreditSpec | None = Field(default=None, description="as the section `credit`; unset: the reward's own")
+
+    @property
+    def effective_credit(self) -> CreditSpec:
+        """What is said here, else the default of the reward."""
+        return self.credit or self.reward.default_credit
+
+
+class MixtureSpec(BaseModel):
+    """Several rewards, of any density, in one run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["mixture"]
+    components: tuple[ComponentSpec, ...] = Field(min_length=1, description="see below")
+
+
+RewardSpec = Annotated[_Single | MixtureSpec, Field(discriminator="kind")]

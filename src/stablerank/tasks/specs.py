@@ -4,6 +4,7 @@ Every source gives rows, dictionaries with a ``prompt`` (text, or a list of chat
 reward needs. The three splits of a source never share a prompt.
 """
 
+import json
 import re
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -11,13 +12,30 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stablerank.errors import DataError
-from stablerank.tasks import arithmetic, files
+from stablerank.tasks import arithmetic, files, gym
 
 Row = dict[str, Any]
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _PromptSpec(_Spec):
+    """How a source of bare questions dresses them."""
+
+    chat: bool = False
+    """Wrap each prompt as a user message, so that the model's chat template applies."""
+    system: str | None = None
+    """System message of the chat."""
+    template: str = Field("{prompt}", pattern=r"\{prompt\}")
+    """Text around the prompt."""
+
+    @model_validator(mode="after")
+    def _system_message_needs_a_chat(self) -> "_PromptSpec":
+        if self.system is not None and not self.chat:
+            raise ValueError("data.system is set but data.chat is false, so nobody would read it; set `data.chat=true`")
+        return self
 
 
 class ArithmeticSpec(_Spec):
@@ -37,7 +55,7 @@ class ArithmeticSpec(_Spec):
         return [_arithmetic_row(p) for p in arithmetic.problems(split, count, level=self.level)]
 
 
-class FileSpec(_Spec):
+class FileSpec(_PromptSpec):
     """Rows of a local JSONL, JSON, CSV or Parquet file (``.gz`` too), or of a data set on the hub."""
 
     kind: Literal["file"]
@@ -49,12 +67,6 @@ class FileSpec(_Spec):
     """Our name to the file's name, such as ``{prompt: question, answer: answer}``; other columns keep theirs."""
     answer_pattern: str | None = None
     """Regular expression whose first group is the gold answer within the answer column (GSM8K: ``#### (.*)``)."""
-    chat: bool = False
-    """Wrap each prompt as a user message, so that the model's chat template applies."""
-    system: str | None = None
-    """System message of the chat."""
-    template: str = Field("{prompt}", pattern=r"\{prompt\}")
-    """Text around the prompt."""
     limit: int | None = Field(None, ge=1)
     """Use only the first rows for training."""
 
@@ -70,12 +82,6 @@ class FileSpec(_Spec):
                 f"data.answer_pattern {pattern!r} has no group; put brackets around the answer, as in (.*)"
             )
         return pattern
-
-    @model_validator(mode="after")
-    def _system_message_needs_a_chat(self) -> "FileSpec":
-        if self.system is not None and not self.chat:
-            raise ValueError("data.system is set but data.chat is false, so nobody would read it; set `data.chat=true`")
-        return self
 
     def train_rows(self) -> list[Row]:
         """Training rows in file order."""
@@ -107,7 +113,40 @@ class FileSpec(_Spec):
         return splits
 
 
-DataSpec = Annotated[ArithmeticSpec | FileSpec, Field(discriminator="kind")]
+class GymSpec(_PromptSpec):
+    """Problems that `reasoning-gym` generates, to be scored by the reward ``gym``."""
+
+    kind: Literal["gym"]
+    task: str
+    """A task of `reasoning-gym`, such as ``chain_sum``."""
+    config: dict[str, Any] = {}
+    """The task's own settings, such as ``{max_digits: 2}``."""
+    problems: int = Field(4096, ge=1, le=100_000)
+    """Number of training problems; fewer where the task has fewer questions."""
+    generator_seed: int = Field(0, ge=0)
+    """Which problems there are; the recipe's seed does not move them."""
+
+    def train_rows(self) -> list[Row]:
+        """Training problems, the same for every seed of a recipe."""
+        return self._rows("train", self.problems)
+
+    def held_out_rows(self, split: Literal["validation", "test"], count: int) -> list[Row]:
+        """The first ``count`` problems of a held-out split, fewer where the task has fewer."""
+        return self._rows(split, count)
+
+    def _rows(self, split: str, count: int) -> list[Row]:
+        entries = gym.problems(self.task, self.config, self.generator_seed, split, count)
+        if not entries:
+            raise DataError(f"the gym task {self.task!r} leaves no {split} problem; widen its settings in data.config.")
+        return [_dressed(self._row(entry), self) for entry in entries]
+
+    def _row(self, entry: gym.Entry) -> Row:
+        """``metadata`` is JSON, because a column has one type and the entries of a task do not."""
+        scored = {"task": self.task, "config": self.config, "entry": entry}
+        return {"prompt": entry["question"], "answer": entry["answer"], "metadata": json.dumps(scored, default=str)}
+
+
+DataSpec = Annotated[ArithmeticSpec | FileSpec | GymSpec, Field(discriminator="kind")]
 
 
 def _arithmetic_row(problem: arithmetic.Problem) -> Row:
@@ -119,7 +158,7 @@ def _share(spec: FileSpec, is_train: bool) -> bool | None:
     return None if spec.test_path is None else not is_train
 
 
-def _dressed(row: Row, spec: FileSpec) -> Row:
+def _dressed(row: Row, spec: _PromptSpec) -> Row:
     text = spec.template.replace("{prompt}", row["prompt"])
     if not spec.chat:
         return {**row, "prompt": text}

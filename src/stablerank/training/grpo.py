@@ -1,18 +1,20 @@
 """GRPO through TRL's own loop and loss, with our credit.
 
-`CreditGRPOTrainer` overrides one method of TRL's `GRPOTrainer`, the one that scores a generation batch, and changes
-one entry of what it returns: ``advantages``, from TRL's (N,) to our (N,T). TRL's loss accepts that shape by contract.
-The reward runs inside TRL's own reward call, so TRL's logging, gathering and async machinery stay in place.
+`CreditGRPOTrainer` overrides the method of TRL's `GRPOTrainer` that scores a generation batch, and changes one entry of
+what it returns: ``advantages``, from TRL's (N,) to our (N,T). TRL's loss accepts that shape by contract. The rewards
+run inside TRL's own reward call, so TRL's logging, gathering and weighting stay in place. Two more overrides pass
+everything on and listen: to what was sampled, and to TRL's no-gradient passes (passes.py).
 
-Left out on purpose: any copy of TRL's loss, sampling or optimisation; losses whose mathematics is per sequence
-(luspo, vespo) receive the same (N,T) advantages and are only meaningful for trajectory rewards.
+Left out on purpose: any copy of TRL's loss, sampling or optimisation.
 
-Legend: N completions of this process, T completion tokens.
+Legend: N completions of this process, T completion tokens, L tokens of prompt and completion.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,36 +22,19 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
+from stablerank.adapters.reference import guard_reference
 from stablerank.errors import RecipeError
-from stablerank.rewards.credit import Component, Credit, Normalisation, advantages
-from stablerank.rewards.deposits import Deposit, Reward
-from stablerank.rewards.rollout import Rollout, rollout_from_trl
+from stablerank.rewards.credit.advantages import Component, Credit, advantages
+from stablerank.rewards.deposits import Deposit
+from stablerank.rewards.rollout import Rollout
+from stablerank.training.passes import Passes, Which, is_reference_active, padded_batch, reference_of
 from stablerank.training.recipe import FIXED, Recipe
+from stablerank.training.scoring import Scoring, WeightedReward
 
 RolloutRow = dict[str, Any]
 RolloutSink = Callable[[int, list[RolloutRow]], None]
-
-
-@dataclass
-class _Recorder:
-    """The reward as TRL calls it; keeps the last rollout and deposit for credit."""
-
-    reward: Reward
-    rollout: Rollout | None = None
-    deposit: Deposit | None = None
-
-    @property
-    def __name__(self) -> str:
-        return self.reward.name
-
-    def __call__(
-        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **columns: Any
-    ) -> list[float]:
-        self.rollout = rollout_from_trl(prompts, completions, completion_ids, **columns)
-        self.deposit = self.reward(self.rollout)
-        rewards: list[float] = self.deposit.trajectory_rewards_N.tolist()
-        return rewards
 
 
 class CreditGRPOTrainer(GRPOTrainer):
@@ -58,43 +43,91 @@ class CreditGRPOTrainer(GRPOTrainer):
     def __init__(
         self,
         *,
-        reward: Reward,
-        normalisation: Normalisation,
+        rewards: Sequence[WeightedReward],
         rollout_sink: RolloutSink | None = None,
         **trl_arguments: Any,
     ) -> None:
-        """Take a reward in place of ``reward_funcs``; every other argument is TRL's own.
+        """Take rewards in place of ``reward_funcs``; every other argument is TRL's own.
 
         ``rollout_sink(step, rows)`` is called on the main process once a generation batch.
         """
-        self._recorder = _Recorder(reward)
-        self._normalisation = normalisation
+        self._scoring = Scoring(rewards, self._with_passes)
+        self._passes = Passes(self._scoring.needs, trl_arguments["args"].temperature)
         self._rollout_sink = rollout_sink
-        super().__init__(reward_funcs=[self._recorder], **trl_arguments)
+        self._is_scoring = False
+        self._sampled: tuple[list[list[int]], list[list[int]]] = ([], [])
+        super().__init__(reward_funcs=self._scoring.functions(), **trl_arguments)
 
     def log_scalar(self, name: str, value: float) -> None:
         """Add a scalar to this step's log row, and so to every tracker of ``report_to``."""
         # A user callback cannot: `Trainer.log` stores and reports before it calls one.
         self._metrics["train"][name].append(value)
 
+    def _generate(self, prompts: list[Any]) -> Any:
+        generated = super()._generate(prompts)
+        self._sampled = generated[0], generated[1]
+        return generated
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *rest: Any, **named: Any
+    ) -> Any:
+        which = self._which_pass(model) if self._is_scoring else None
+        with self._passes.listening(which, model, attention_mask, logits_to_keep) as keep:
+            found = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *rest, **named
+            )
+        keep(found[0])
+        return found
+
+    def _which_pass(self, model: Any) -> Which:
+        unwrapped = self.accelerator.unwrap_model(model)
+        is_frozen = model is self.ref_model or is_reference_active(unwrapped)
+        return "frozen" if is_frozen else "policy"
+
+    def _with_passes(self, rollout: Rollout) -> Rollout:
+        """The rollout with token ids and the passes that the rewards read; those that TRL did not make are made."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if self._scoring.needs.any_frozen and "frozen" not in self._passes.found:
+            self._run_pass(*reference_of(policy, self.ref_model))
+        if self._scoring.needs.any_policy and "policy" not in self._passes.found:
+            self._run_pass(self.model, nullcontext())
+        found = self._passes.found
+        return dataclasses.replace(
+            rollout, prompt_ids=self._sampled[0], frozen=found.get("frozen"), policy=found.get("policy")
+        )
+
+    def _run_pass(self, model: Any, context: AbstractContextManager[Any]) -> None:
+        ids_NL, mask_NL, width = padded_batch(*self._sampled, self._tokenizer.pad_token_id, self.accelerator.device)
+        size = self.args.per_device_train_batch_size
+        kwargs = self.args.gradient_checkpointing_kwargs
+        with torch.no_grad(), context, disable_gradient_checkpointing(self.model, kwargs):
+            self._get_per_token_logps_and_entropies(model, ids_NL, mask_NL, width, batch_size=size)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self._scoring.forget()
+        self._passes.forget()
+        self._is_scoring = True
+        try:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self._is_scoring = False
+        self._passes.forget()
         credit = self._credit(batch["completion_mask"].bool())
         batch["advantages"] = credit.advantages_NT.to(batch["advantages"])
         self.log_scalar("advantage_scale", credit.scale)
-        assert self._recorder.deposit is not None
-        for name, value in self._recorder.deposit.notes.items():
+        for name, value in self._scoring.notes().items():
             self.log_scalar(name, value)
         self._record(batch)
         return batch
 
     def _credit(self, completion_mask_NT: torch.Tensor) -> Credit:
-        assert self._recorder.deposit is not None
-        deposit = _padded(self._recorder.deposit, completion_mask_NT.shape[1])
-        count = completion_mask_NT.shape[0]
+        count, width = completion_mask_NT.shape
         first = self.accelerator.process_index * count
         group_ids_N = (first + torch.arange(count)) // self.num_generations
-        components = [Component(deposit, 1.0, self._normalisation)]
+        components = [
+            Component(_padded(deposit, width), weighted.weight, weighted.credit)
+            for deposit, weighted in zip(self._scoring.deposits.values(), self._scoring.rewards, strict=True)
+        ]
         return advantages(components, group_ids_N, completion_mask_NT.cpu(), gather=self._gather)
 
     def _gather(self, stats: torch.Tensor) -> torch.Tensor:
@@ -102,15 +135,15 @@ class CreditGRPOTrainer(GRPOTrainer):
         return gathered
 
     def _record(self, batch: dict[str, Any]) -> None:
-        rollout, deposit = self._recorder.rollout, self._recorder.deposit
-        assert rollout is not None and deposit is not None
+        rollout, deposits = self._scoring.rollout, self._scoring.deposits
+        assert rollout is not None
         mask_NT = batch["completion_mask"].bool()
         # The advantage of the last token: for a trajectory reward the advantage of every token.
         last_N = (mask_NT.sum(1) - 1).clamp(min=0)
         advantage_N = batch["advantages"].gather(1, last_N[:, None])[:, 0]
-        rows = rollout_rows(
-            rollout, deposit.trajectory_rewards_N.tolist(), advantage_N.tolist(), self.max_completion_length
-        )
+        rewards = {name: deposit.trajectory_rewards_N.tolist() for name, deposit in deposits.items()}
+        weights = [weighted.weight for weighted in self._scoring.rewards]
+        rows = rollout_rows(rollout, rewards, weights, advantage_N.tolist(), self.max_completion_length)
         rows = gather_object(rows)
         if self._rollout_sink is not None and self.accelerator.is_main_process:
             step = self.state.global_step + 1
@@ -131,25 +164,37 @@ def _padded(deposit: Deposit, width: int) -> Deposit:
 
 
 def rollout_rows(
-    rollout: Rollout, rewards: Sequence[float], advantage: Sequence[float], longest: int
+    rollout: Rollout,
+    rewards: Mapping[str, Sequence[float]],
+    weights: Sequence[float],
+    advantage: Sequence[float],
+    longest: int,
 ) -> list[RolloutRow]:
-    """One tidy row a training completion, without its place in the batch."""
+    """One tidy row a training completion, without its place in the batch; ``rewards`` by name, in order of weights."""
     answers = rollout.columns.get("answer", [None] * len(rollout.completions))
+    parts_N = [dict(zip(rewards, row, strict=True)) for row in zip(*rewards.values(), strict=True)]
     return [
         {
             "phase": "train",
             "prompt": str(prompt),
             "completion": completion,
             "answer": None if answer is None else str(answer),
-            "reward": reward,
+            "reward": _weighted_sum(parts.values(), weights),
+            "rewards": json.dumps({name: None if math.isnan(part) else part for name, part in parts.items()}),
             "advantage": credit,
             "tokens": len(ids),
             "truncated": len(ids) >= longest,
         }
-        for prompt, completion, answer, reward, credit, ids in zip(
-            rollout.prompts, rollout.completions, answers, rewards, advantage, rollout.completion_ids, strict=True
+        for prompt, completion, answer, parts, credit, ids in zip(
+            rollout.prompts, rollout.completions, answers, parts_N, advantage, rollout.completion_ids, strict=True
         )
     ]
+
+
+def _weighted_sum(rewards: Iterable[float], weights: Sequence[float]) -> float:
+    """As TRL logs it: what could not be scored is left out, NaN where nothing could."""
+    scored = [weight * reward for reward, weight in zip(rewards, weights, strict=True) if not math.isnan(reward)]
+    return sum(scored) if scored else math.nan
 
 
 def grpo_config(recipe: Recipe, checkpoints: str) -> GRPOConfig:
@@ -170,7 +215,8 @@ def grpo_config(recipe: Recipe, checkpoints: str) -> GRPOConfig:
             weight_decay=optimiser.weight_decay,
             max_grad_norm=optimiser.max_grad_norm,
             optim="adamw_torch",
-            scale_rewards=recipe.credit.scale,
+            scale_rewards=recipe.components[0].effective_credit.scale,
+            reward_weights=[component.weight for component in recipe.components],
             bf16=recipe.model.dtype == "bfloat16",
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -189,17 +235,22 @@ def build_trainer(
     config: GRPOConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    reward: Reward,
+    rewards: Sequence[WeightedReward],
     rows: Sequence[dict[str, Any]],
     callbacks: list[TrainerCallback],
     rollout_sink: RolloutSink | None = None,
 ) -> CreditGRPOTrainer:
-    """The trainer of a recipe; TRL makes the adapter of a bare model, so that "adapter off" is the reference policy."""
+    """The trainer of a recipe, its reference policy checked where the loss or a reward reads it.
+
+    TRL makes the adapter of a bare model, so that "adapter off" is the reference.
+    """
     from datasets import Dataset
 
-    return CreditGRPOTrainer(
-        reward=reward,
-        normalisation=recipe.credit,
+    beta = config.beta
+    if any(weighted.reward.needs.any_frozen for weighted in rewards):
+        config.beta = beta or 1.0  # TRL makes a reference for its KL term only
+    trainer = CreditGRPOTrainer(
+        rewards=rewards,
         rollout_sink=rollout_sink,
         model=model,
         args=config,
@@ -208,3 +259,7 @@ def build_trainer(
         peft_config=None if isinstance(model, PeftModel) else recipe.adapter.peft_config(),
         callbacks=callbacks,
     )
+    if trainer.beta > 0:
+        guard_reference(trainer)
+    trainer.beta = config.beta = beta
+    return trainer

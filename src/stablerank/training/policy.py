@@ -69,7 +69,7 @@ def check_rows(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
 
     A prompt and the longest completion of training or evaluation must fit the model's context together.
     """
-    for reward in (recipe.reward, recipe.evaluation.reward):
+    for reward in (*(component.reward for component in recipe.components), recipe.judge):
         column = getattr(reward, "answer_column", "prompt")
         if lacking := [index for index, row in enumerate(rows) if column not in row]:
             there = ", ".join(sorted(rows[lacking[0]]))

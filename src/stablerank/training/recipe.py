@@ -26,8 +26,8 @@ from trl import GRPOConfig
 from stablerank.adapters.specs import AdapterSpec, LoraSpec
 from stablerank.errors import RecipeError
 from stablerank.evaluation.specs import EvaluationSpec
-from stablerank.rewards.credit import Normalisation
-from stablerank.rewards.specs import RewardSpec
+from stablerank.rewards.credit.specs import CreditSpec
+from stablerank.rewards.specs import ComponentSpec, MixtureSpec, RewardSpec, SingleRewardSpec
 from stablerank.tasks.specs import DataSpec
 
 LOSS_SETTINGS: dict[str, Any] = {
@@ -83,6 +83,9 @@ LOSS_SETTINGS: dict[str, Any] = {
 }
 """Every TRL value that shapes the loss or the rhythm of a run, with our vetted setting; a recipe's ``trainer`` section
 overrides."""
+
+SEQUENCE_LOSSES = ("luspo", "vespo")
+"""Losses whose mathematics is that of a whole sequence."""
 
 _NARROWED: dict[str, Any] = {
     "loss_type": Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"],
@@ -193,7 +196,8 @@ class Recipe(_Spec):
     adapter: AdapterSpec = LoraSpec()
     data: DataSpec
     reward: RewardSpec
-    credit: Normalisation = Normalisation()
+    credit: CreditSpec | None = None
+    """Unset: what suits the reward. A mixture has it with each component."""
     optimiser: OptimiserSpec = OptimiserSpec()
     trainer: dict[str, Any] = {}
     geometry: GeometrySpec = GeometrySpec()
@@ -240,6 +244,40 @@ class Recipe(_Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _credit_has_one_place(self) -> "Recipe":
+        if isinstance(self.reward, MixtureSpec) and self.credit is not None:
+            raise ValueError("credit is set beside a mixture, whose components have one each; move it into them")
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_judges(self) -> "Recipe":
+        if self._judge is None:
+            raise ValueError(
+                f"reward.kind={self.reward.kind} cannot tell right from wrong on held-out problems; set "
+                "evaluation.reward, such as `evaluation.reward.kind=math_verify`"
+            )
+        return self
+
+    @property
+    def components(self) -> tuple[ComponentSpec, ...]:
+        """The rewards of the run with their weights and credit, one for a single reward."""
+        if isinstance(self.reward, MixtureSpec):
+            return self.reward.components
+        return (ComponentSpec(reward=self.reward, credit=self.credit),)
+
+    @property
+    def judge(self) -> SingleRewardSpec:
+        """What judges held-out completions: the evaluation's reward, else the first of the run's own that can."""
+        assert self._judge is not None
+        return self._judge
+
+    @property
+    def _judge(self) -> SingleRewardSpec | None:
+        own = [component.reward for component in self.components if component.reward.judges]
+        chosen: SingleRewardSpec | None = self.evaluation.reward or (own[0] if own else None)
+        return chosen
+
     @property
     def loss_settings(self) -> dict[str, Any]:
         """The trainer section over `LOSS_SETTINGS`: what TRL is really given."""
@@ -252,7 +290,10 @@ class Recipe(_Spec):
 
     def resolved(self) -> dict[str, Any]:
         """Plain data that loads back to a recipe of the same meaning, with every loss-shaping value written out."""
-        return {**self.model_dump(mode="json"), "trainer": self.loss_settings}
+        plain = {**self.model_dump(mode="json"), "trainer": self.loss_settings}
+        if not isinstance(self.reward, MixtureSpec):
+            plain["credit"] = self.components[0].effective_credit.model_dump(mode="json")
+        return plain
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -325,6 +366,13 @@ def _sentence(error: ValidationError, place: str) -> str:
     return f"{place}: {_refusal(where, given, first['msg'])}."
 
 
-_ADAPTERS = get_args(get_args(AdapterSpec)[0])
-_ADAPTER_KINDS = {kind for spec in _ADAPTERS for kind in get_args(spec.model_fields["kind"].annotation)}
-_TAGS = {*_ADAPTER_KINDS, "arithmetic", "file", "math_verify", "python", "str", "list[str]"}
+_TAGS = {
+    *(
+        kind
+        for union in (AdapterSpec, RewardSpec, DataSpec)
+        for spec in get_args(get_args(union)[0])
+        for kind in get_args(spec.model_fields["kind"].annotation)
+    ),
+    "str",
+    "list[str]",
+}

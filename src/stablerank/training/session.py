@@ -21,7 +21,6 @@ from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCa
 
 from stablerank.adapters.counts import parameter_counts
 from stablerank.adapters.prepare import NEEDS_DATA, prepare_adapter
-from stablerank.adapters.reference import guard_reference
 from stablerank.adapters.specs import AdapterSpec
 from stablerank.evaluation.held_out import HeldOut, evaluate_policy
 from stablerank.evaluation.prompts import prompt_ids
@@ -38,6 +37,7 @@ from stablerank.training.grpo import CreditGRPOTrainer, build_trainer, grpo_conf
 from stablerank.training.landing_callback import LandingCallback
 from stablerank.training.policy import check_rows, load_policy
 from stablerank.training.recipe import Recipe, parse_recipe
+from stablerank.training.rewards import build_rewards
 from stablerank.training.telemetry import GeometryCallback, initial_weights
 
 Row = dict[str, Any]
@@ -96,10 +96,10 @@ class _Session:
         self.config = grpo_config(recipe, str(Path(recipe.output) / "checkpoints"))
         set_seed(recipe.seed)
         self.model, self.tokenizer = load_policy(recipe)
-        self.reward = recipe.reward.build()
+        self.rewards = build_rewards(recipe, self.tokenizer)
         self.rows = recipe.data.train_rows()
         spec = recipe.evaluation
-        self.judge = self.reward if spec.reward is None else spec.reward.build()
+        self.judge = recipe.judge.build(self.tokenizer)
         self.held_out = recipe.data.held_out_rows(spec.split, spec.problems)
         self.curve = recipe.data.held_out_rows("validation", spec.curve_problems) if spec.every else []
         check_rows(recipe, self.model, self.tokenizer, [*self.rows, *self.held_out, *self.curve])
@@ -161,14 +161,12 @@ class _Session:
             self.config,
             self._calibrated(),
             self.tokenizer,
-            self.reward,
+            self.rewards,
             self.rows,
             callbacks,
             folder.rollouts.write,
         )
         trainer.remove_callback(PrinterCallback)
-        if self.recipe.loss_settings["beta"] > 0:
-            guard_reference(trainer)
         if geometry is not None:
             geometry.initial = initial_weights(trainer.model)
             geometry.log_scalar = trainer.log_scalar

@@ -1,5 +1,7 @@
-"""Oracles: TRL's own trainer for trajectory rewards; loops over the stdlib `statistics` for the other densities."""
+"""Oracles: TRL's own trainer for trajectory rewards; loops over the stdlib `statistics` for every density and rule."""
 
+import itertools
+import math
 import statistics
 import threading
 from dataclasses import replace
@@ -10,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stablerank.rewards.credit import Component, Normalisation, advantages
+from stablerank.rewards.credit.advantages import Component, advantages
+from stablerank.rewards.credit.rules import RULES
+from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.deposits import Deposit, trajectory_deposit
 from stablerank.rewards.rollout import length_mask
 
@@ -33,7 +37,7 @@ def test_trajectory_credit_is_that_of_trl(grpo_trainer):
         batch = trainer._generate_and_score_completions(rows)
         mask_NT = batch["completion_mask"].bool()
         deposit = trajectory_deposit(REPLAYED, mask_NT)
-        ours = advantages([Component(deposit, 1.0, Normalisation(scale=scale))], torch.arange(20) // 4, mask_NT)
+        ours = advantages([Component(deposit, 1.0, CreditSpec(scale=scale))], torch.arange(20) // 4, mask_NT)
         theirs_NT = batch["advantages"][:, None] * mask_NT
         torch.testing.assert_close(ours.advantages_NT, theirs_NT, rtol=0, atol=1e-6)
         assert ours.advantages_NT[4:12].abs().max() == 0 and ours.advantages_NT[0, 0] > 0
@@ -41,51 +45,129 @@ def test_trajectory_credit_is_that_of_trl(grpo_trainer):
 
 @st.composite
 def cases(draw, densities=("step", "token")):
-    """Groups of ragged completions, some empty, with arbitrary deposits."""
+    """Groups of ragged completions with arbitrary deposits; some are empty, some cannot be scored."""
     sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     group_ids_N = torch.tensor([7 * group for group, size in enumerate(sizes) for _ in range(size)])
     count = len(group_ids_N)
-    lengths = draw(st.lists(st.integers(0, 5), min_size=count, max_size=count))
-    mask_NT = length_mask(lengths)
+    mask_NT = length_mask(draw(st.lists(st.integers(0, 5), min_size=count, max_size=count)))
     cells = mask_NT.numel()
     values = st.sampled_from([0.0, 0.1, 1.0]) | st.floats(-100, 100, width=32)
     rewards = torch.tensor(draw(st.lists(values, min_size=cells, max_size=cells)), dtype=torch.float32)
     placed = torch.tensor(draw(st.lists(st.booleans(), min_size=cells, max_size=cells)), dtype=torch.bool)
+    scored_N = torch.tensor(draw(st.lists(st.sampled_from([True, True, False]), min_size=count, max_size=count)))
     deposit = Deposit(
         rewards.reshape(mask_NT.shape),
-        placed.reshape(mask_NT.shape) & mask_NT,
-        torch.zeros(count),
+        placed.reshape(mask_NT.shape) & mask_NT & scored_N[:, None],
+        torch.zeros(count).where(scored_N, torch.nan),
         draw(st.sampled_from(densities)),
     )
-    normalisation = Normalisation(scale=draw(st.sampled_from(SCALES)))
-    return Component(deposit, draw(st.sampled_from([1.0, -0.5])), normalisation), group_ids_N, mask_NT
+    scale = draw(st.sampled_from(SCALES))
+    spec = CreditSpec(
+        scale=scale,
+        centre=draw(st.sampled_from(["group", "none"] if scale == "none" else ["group"])),
+        statistics=draw(st.sampled_from(["deposit", "trajectory"])),
+        rule=draw(st.sampled_from(list(RULES))),
+    )
+    return Component(deposit, draw(st.sampled_from([1.0, -0.5])), spec), group_ids_N, mask_NT
 
 
-def credit_by_loops(component, group_ids, mask):
-    """Float64 loops over the definition; `statistics` computes mean and deviation exactly."""
-    deposit, rule = component.deposit, component.normalisation
-    rewards, placed = deposit.token_rewards_NT.tolist(), deposit.deposit_mask_NT.tolist()
-    deposits = [(g, r, t) for r, g in enumerate(group_ids) for t in range(len(placed[r])) if placed[r][t]]
-    everything = [rewards[r][t] for _, r, t in deposits]
-    credit = [[0.0] * len(row) for row in mask]
-    for group, row, at in deposits:
-        mates = [rewards[r][t] for g, r, t in deposits if g == group]
-        spread = {"group": mates, "batch": everything, "none": []}[rule.scale]
-        deviation = statistics.stdev(spread) if len(spread) > 1 else 0.0
-        divisor = 1.0 if rule.scale == "none" else deviation + rule.epsilon
-        earlier = range(at + 1) if deposit.density == "step" else [at]
-        for t in earlier:
-            credit[row][t] += component.weight * mask[row][t] * (rewards[row][at] - statistics.mean(mates)) / divisor
-    return torch.tensor(credit).reshape(len(mask), -1)
+class Loops:
+    """The definitions, completion by completion and token by token; `statistics` is exact."""
+
+    def __init__(self, component, group_ids_N):
+        self.deposit, self.spec, self.groups = component.deposit, component.credit, group_ids_N.tolist()
+        rewards, placed = self.deposit.token_rewards_NT.tolist(), self.deposit.deposit_mask_NT.tolist()
+        self.at = [[t for t, there in enumerate(row) if there] for row in placed]
+        self.steps = [[rewards[i][t] for t in at] for i, at in enumerate(self.at)]
+        self.scored = [not math.isnan(number) for number in self.deposit.trajectory_rewards_N.tolist()]
+
+    def centre(self, i, samples):
+        """Mean of the group of completion i; ``samples``: the values of each completion."""
+        mates = [values for group, values in zip(self.groups, samples, strict=True) if group == self.groups[i]]
+        return self.mean(mates) if self.spec.centre == "group" else 0.0
+
+    def divisor(self, i, samples):
+        mates = [values for group, values in zip(self.groups, samples, strict=True) if group == self.groups[i]]
+        return {
+            "group": lambda: self.deviation(mates) + self.spec.epsilon,
+            "batch": lambda: self.deviation(samples) + self.spec.epsilon,
+            "none": lambda: 1.0,
+        }[self.spec.scale]()
+
+    def mean(self, samples):
+        if self.spec.statistics == "trajectory":
+            samples = [[statistics.mean(values)] for values in samples if values]
+        return statistics.mean(list(itertools.chain(*samples)) or [0.0])
+
+    def deviation(self, samples):
+        samples, centre = [values for values in samples if values], self.mean(samples)
+        if self.spec.statistics == "trajectory":
+            squares = sum(statistics.mean([(value - centre) ** 2 for value in values]) for values in samples)
+            return math.sqrt(squares / max(1, len(samples) - 1))
+        flat = list(itertools.chain(*samples))
+        return statistics.stdev(flat) if len(flat) > 1 else 0.0
+
+    def others(self, i, numbers):
+        """Mean over the others of the group that have a number, its own where none has."""
+        others = [
+            number
+            for k, number in enumerate(numbers)
+            if k != i and self.groups[k] == self.groups[i] and number is not None
+        ]
+        return statistics.mean(others or [numbers[i]])
+
+    def ahead(self, i):
+        """Of rules with a baseline of the others alone: the advantages of steps 1 to S + 1 before any division."""
+        rewards, weight = self.steps[i], 1 if self.spec.centre == "group" else 0
+        lasts, means, counts = (
+            [of(values) if values else None for values in self.steps]
+            for of in (lambda values: values[-1], statistics.mean, len)
+        )
+        if self.spec.rule == "position":
+            sums = [
+                [sum(values[j:]) if scored else None for values, scored in zip(self.steps, self.scored, strict=True)]
+                for j in range(len(rewards) + 1)
+            ]
+            return [column[i] - weight * self.others(i, column) for column in sums] if self.scored[i] else []
+        if not rewards:
+            return []
+        if self.spec.rule == "progress":
+            return [rewards[-1] - before for before in [weight * self.others(i, lasts), *rewards]]
+        centre, number = weight * self.others(i, means), self.others(i, counts)
+        brought = [sum(reward - centre for reward in rewards[:j]) / max(number, j) for j in range(len(rewards) + 1)]
+        return [means[i] - centre - part for part in brought]
+
+    def of_step(self, i, j):
+        """The advantage of the tokens of step j of completion i; j = S is what comes after the last deposit."""
+        rewards, samples = self.steps[i], self.steps
+        if self.spec.rule == "trajectory_mean":
+            means = [[statistics.mean(values)] if values else [] for values in samples]
+            return (means[i][0] - self.centre(i, means)) / self.divisor(i, means) if rewards else 0.0
+        if self.spec.rule in ("mean_to_go", "progress", "position"):
+            ahead = [self.ahead(k) for k in range(len(samples))]
+            return ahead[i][j] / self.divisor(i, [row[: max(1, len(row) - 1)] for row in ahead]) if ahead[i] else 0.0
+        chosen = rewards[j:] if self.spec.rule == "return_to_go" else rewards[j : j + 1]
+        return sum((reward - self.centre(i, samples)) / self.divisor(i, samples) for reward in chosen)
+
+    def of_token(self, i, t):
+        if self.deposit.density == "step":
+            return self.of_step(i, sum(at < t for at in self.at[i]))
+        if t not in self.at[i]:
+            return 0.0
+        reward = self.steps[i][self.at[i].index(t)]
+        return (reward - self.centre(i, self.steps)) / self.divisor(i, self.steps)
 
 
 @given(cases())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=150)
 def test_step_and_token_credit_equal_the_loops(case):
     component, group_ids_N, mask_NT = case
-    ours = advantages([component], group_ids_N, mask_NT).advantages_NT
-    loops = credit_by_loops(component, group_ids_N.tolist(), mask_NT.tolist()).reshape(ours.shape)
-    torch.testing.assert_close(ours, loops, rtol=1e-5, atol=1e-5)
+    loops, mask = Loops(component, group_ids_N), mask_NT.tolist()
+    wanted = [[loops.of_token(i, t) if mask[i][t] else 0.0 for t in range(len(row))] for i, row in enumerate(mask)]
+    wanted_NT = torch.tensor(wanted, dtype=torch.float64).reshape(mask_NT.shape)
+    ours = advantages([component], group_ids_N, mask_NT)
+    torch.testing.assert_close(ours.parts[0].advantages_NT, wanted_NT, rtol=1e-9, atol=1e-8)
+    torch.testing.assert_close(ours.advantages_NT, (component.weight * wanted_NT).float(), rtol=1e-6, atol=1e-8)
 
 
 @given(cases(), st.randoms())
@@ -96,7 +178,10 @@ def test_order_of_completions_does_not_matter(case, random):
     random.shuffle(order)
     deposit = component.deposit
     shuffled = replace(
-        deposit, token_rewards_NT=deposit.token_rewards_NT[order], deposit_mask_NT=deposit.deposit_mask_NT[order]
+        deposit,
+        token_rewards_NT=deposit.token_rewards_NT[order],
+        deposit_mask_NT=deposit.deposit_mask_NT[order],
+        trajectory_rewards_N=deposit.trajectory_rewards_N[order],
     )
     straight = advantages([component], group_ids_N, mask_NT)
     mixed = advantages([replace(component, deposit=shuffled)], group_ids_N[order], mask_NT[order])
@@ -160,10 +245,12 @@ def test_groups_may_straddle_processes(case):
     assert first.zero_variance_groups == second.zero_variance_groups == whole.zero_variance_groups
 
 
-def test_equal_deposits_far_from_zero_teach_exactly_nothing():
-    mask_NT = length_mask([3] * 8)
+@pytest.mark.parametrize("rule", RULES)
+def test_equal_deposits_far_from_zero_teach_exactly_nothing(rule):
+    # The position rule is about sums: there the number of steps must be equal too.
+    mask_NT, group_ids_N = length_mask([3] * 8 if rule == "position" else [3, 1, 2, 3] * 2), torch.arange(8) // 4
     deposit = Deposit(torch.full((8, 3), 1e6 + 0.1), mask_NT, torch.zeros(8), "step")
-    credit = advantages([Component(deposit)], torch.zeros(8, dtype=torch.long), mask_NT)
+    credit = advantages([Component(deposit, 1.0, CreditSpec(rule=rule))], group_ids_N, mask_NT)
     assert credit.advantages_NT.abs().max() == 0
     assert credit.scale == 0 and credit.zero_variance_groups == 1
 
@@ -171,10 +258,12 @@ def test_equal_deposits_far_from_zero_teach_exactly_nothing():
 def test_components_are_normalised_apart_and_summed():
     mask_NT, group_ids_N = length_mask([2, 1, 2, 2]), torch.tensor([0, 0, 1, 1])
     large = Component(trajectory_deposit([0.0, 1000.0, 1.0, 1.0], mask_NT), 0.5)
-    small = Component(trajectory_deposit([0.0, 1e-2, None, 1.0], mask_NT), 2.0, Normalisation(scale="none"))
+    small = Component(trajectory_deposit([0.0, 1e-2, None, 1.0], mask_NT), 2.0, CreditSpec(scale="none"))
     both = advantages([large, small], group_ids_N, mask_NT)
     alone = [advantages([component], group_ids_N, mask_NT) for component in (large, small)]
     torch.testing.assert_close(both.advantages_NT, alone[0].advantages_NT + alone[1].advantages_NT)
+    for part, credit in zip(both.parts, alone, strict=True):
+        assert torch.equal(part.advantages_NT, credit.parts[0].advantages_NT)
     assert both.zero_variance_groups == 0.5
     assert both.scale == pytest.approx(both.advantages_NT[mask_NT].double().std().item())
 
@@ -187,6 +276,9 @@ def test_a_masked_completion_still_counts_in_its_group():
     assert torch.equal(masked, full * loss_NT) and masked[2].abs().max() == 0 and full[2].min() > 0
 
 
-def test_normalisation_refuses_division_by_zero():
+def test_division_by_zero_is_refused():
     with pytest.raises(ValidationError):
-        Normalisation(epsilon=0.0)
+        CreditSpec(epsilon=0.0)
+    for scale in ("group", "batch"):
+        with pytest.raises(ValidationError, match="set scale=none too"):
+            CreditSpec(scale=scale, centre="none")

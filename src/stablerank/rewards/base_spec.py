@@ -1,0 +1,29 @@
+"""What every entry of the recipe's ``reward`` section shares."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from stablerank.rewards.credit.specs import CreditSpec
+from stablerank.rewards.deposits import Reward
+
+
+class RewardSpecBase(BaseModel, ABC):
+    """Plain data that builds one reward. A spec lives beside its reward and has a ``kind`` of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    judges: ClassVar[bool] = False
+    """Whether it reads texts and columns alone and says right or wrong, so that it can judge held-out completions."""
+    default_credit: ClassVar[CreditSpec] = CreditSpec()
+    """Where the recipe says nothing."""
+
+    @abstractmethod
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> Reward:
+        """The reward for a policy with this tokenizer. Loads and checks whatever it runs.
+
+        Raises:
+            StablerankError: a file, model or setting is unusable.
+        """

@@ -1,0 +1,1 @@
+"""Reward by unit tests: the code of a completion runs in a sandbox, its results are judged outside of it."""

@@ -1,0 +1,66 @@
+"""Entry of every process of the sandbox: confine first, then be what the trainer asked for.
+
+Arguments: the role, CPU seconds, megabytes, what must be guarded (comma-separated), then file descriptors or a path.
+Exit status 3 means that the kernel did not guard what must be guarded; no foreign code was read then.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from stablerank.rewards.code.candidate import read_all, run_program, serve
+from stablerank.rewards.code.confine import confine
+from stablerank.rewards.code.judge import Channel, judge
+
+UNGUARDED = 3
+
+
+def main(arguments: list[str]) -> None:
+    """Run one role to its end."""
+    role, cpu_seconds, memory_mb, must, *rest = arguments
+    guarded = confine(int(cpu_seconds), int(memory_mb))
+    if not set(must.split(",")) - {""} <= guarded:
+        sys.exit(UNGUARDED)
+    if role == "probe":
+        print(json.dumps(_tried(rest[0])))
+        return
+    first, *pipes = (int(descriptor) for descriptor in rest)
+    if role == "program":
+        run_program(read_all(first))
+        return
+    incoming, outgoing = os.fdopen(pipes[0], "rb"), os.fdopen(pipes[1], "wb")
+    if role == "server":
+        serve(read_all(first), incoming, outgoing)
+    else:
+        orders = json.loads(read_all(first))
+        judge(orders["tests"], Channel(outgoing, incoming), sys.stdout.buffer, orders["stop_at_first"])
+
+
+def _tried(trainers_file: str) -> dict[str, bool]:
+    """What really holds, by trying: no answer of the kernel is taken on trust."""
+    return {
+        "network": not _succeeds(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()),
+        "processes": not _succeeds(_fork),
+        "files": not any(
+            _succeeds(lambda path=path: open(path, "rb").close()) for path in (trainers_file, _environment())
+        ),
+    }
+
+
+def _environment() -> str:
+    return f"/proc/{os.getppid()}/environ"
+
+
+def _fork() -> None:
+    if os.fork() == 0:
+        os._exit(0)
+
+
+def _succeeds(attempt: Callable[[], None]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Credit: from deposits to per-token advantages."""

@@ -1,0 +1,1 @@
+"""Distillation: what a stronger model thinks of every sampled token."""
