@@ -126,6 +126,32 @@ def measure_coverage() -> str:
     return table("bound | trials | misses | rate (95 %, Clopper-Pearson)", rows)
 
 
+def process_alignment() -> str:
+    rows = [
+        [
+            row["tokenizer"],
+            "whole text" if row["ids"] == "whole" else "in pieces",
+            f"{row['exact']} of {row['steps']}",
+            f"{row['cuts_exact']} of {row['cuts']}",
+            f"{row['by_separator_ids']} of {row['steps']}",
+        ]
+        for row in load("process_alignment")["alignment"]
+    ]
+    return table("tokenizer | encoded | steps exact | cut solutions exact | by the separator's ids", rows)
+
+
+def process_first_wrong() -> str:
+    rows = [
+        [
+            found["data"],
+            f"{found['steps']} ({found['steps_within_context']})",
+            *(f"{auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" for auc in found["auc"].values()),
+        ]
+        for found in load("process_alignment")["first_wrong_step"]
+    ]
+    return table("data | steps (within context) | embedded model | step index | step length", rows)
+
+
 def outcome_reward() -> str:
     found = json.loads((ROOT / "studies" / "outcome-reward" / "verdict.json").read_text())
     judged = [(finding["decision"], finding["claim"], finding["rule"]["outcome"]) for finding in found["hypotheses"]]
@@ -146,6 +172,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "kill_resume": kill_resume,
     "measure": measure,
     "outcome_reward": outcome_reward,
+    "process_alignment": process_alignment,
+    "process_first_wrong": process_first_wrong,
     "measure_scale": measure_scale,
     "measure_coverage": measure_coverage,
     "adapters_contract": adapter_tables.adapters_contract,

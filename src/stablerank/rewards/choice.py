@@ -28,7 +28,9 @@ from stablerank.rewards.outcome import READ_CHARACTERS, answer_text
 from stablerank.rewards.rollout import Rollout
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_PHRASE = re.compile(r"\b(?:answer(?: to [^.\n]{1,80}?)?|(?:correct|right|best) (?:choice|option))[*_ ]{0,4}(?: is\b|:|=)", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\b(?:answer(?: to [^.\n]{1,80}?)?|(?:correct|right|best) (?:choice|option))[*_ ]{0,4}(?: is\b|:|=)", re.IGNORECASE
+)
 _LABEL = re.compile(r"[(\[]\s?([A-Za-z])\s?[)\]]|([A-Za-z])(?![A-Za-z0-9'’])")
 _DRESS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed|\s)|[{}$*_`\"“”]")
 _SECOND = re.compile(r"\s?(?:,|/|&|\bor\b|\band\b)\s?(?:[(\[]\s?[A-Za-z]\s?[)\]]|[A-Z](?![A-Za-z0-9'’]))")

@@ -53,9 +53,8 @@ class KLReward(Reward):
         """Deposit on every sampled token. Raises RewardError where a pass was not run."""
         mask_NT = rollout.completion_mask_NT
         # TRL may pad its passes further than the longest completion, and so further than ours.
-        width = mask_NT.shape[1]
-        policy_NT = rollout.forward("policy", self.name).logprobs_NT[:, :width].double()
-        frozen_NT = rollout.forward("frozen", self.name).logprobs_NT[:, :width].double()
+        policy_NT = rollout.forward("policy", self.name).logprobs_NT.double()
+        frozen_NT = rollout.forward("frozen", self.name).logprobs_NT.double()
         estimate_NT = TERMS[self.estimator](policy_NT, frozen_NT)
         deposits_NT = torch.where(mask_NT, -estimate_NT, 0.0)
         return Deposit(deposits_NT.float(), mask_NT, deposits_NT.sum(1).float(), density=self.density)

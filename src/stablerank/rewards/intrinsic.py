@@ -97,7 +97,7 @@ class IntrinsicReward(Reward):
         forward, mask_NT = rollout.forward(self.of, self.name), rollout.completion_mask_NT
         if self.measure == "likelihood":
             # A pass may be padded further than the longest completion.
-            rewards_N = mean_over_tokens(forward.logprobs_NT[:, : mask_NT.shape[1]], mask_NT)
+            rewards_N = mean_over_tokens(forward.logprobs_NT, mask_NT)
         else:
             sign = -1 if self.measure == "entropy" else 1
             rewards_N = sign * forward.readings[self.measure]

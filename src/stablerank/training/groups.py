@@ -43,7 +43,9 @@ def prompt_group(recipe: Recipe, prompt: str, columns: Mapping[str, str]) -> Ask
     else:
         system = [message for message in example if message["role"] == "system"]
         row = {"prompt": [*system, {"role": "user", "content": prompt}], **columns}
-    return AskedGroup("a prompt of yours, completions sampled now", [row] * recipe.loss_settings["num_generations"])
+    return AskedGroup(
+        "a prompt given by hand, completions sampled now", [row] * recipe.loss_settings["num_generations"]
+    )
 
 
 def row_group(recipe: Recipe, row: int, columns: Mapping[str, str]) -> AskedGroup:
@@ -52,7 +54,7 @@ def row_group(recipe: Recipe, row: int, columns: Mapping[str, str]) -> AskedGrou
     if not 0 <= row < len(rows):
         raise DataError(f"The recipe's training data have no row {row}; give one from 0 to {len(rows) - 1}.")
     chosen = [{**rows[row], **columns}] * recipe.loss_settings["num_generations"]
-    return AskedGroup(f"row {row} of its data, completions sampled now", chosen)
+    return AskedGroup(f"row {row} of the recipe's data, completions sampled now", chosen)
 
 
 def recorded_group(recipe: Recipe, path: Path, group: int, columns: Mapping[str, str]) -> AskedGroup:
@@ -92,15 +94,16 @@ def _row_of_the_run(recipe: Recipe, group: RecordedGroup) -> Row:
 
 
 def require_columns(recipe: Recipe, asked: AskedGroup) -> None:
-    """Refuse a group without the answer that a reward reads."""
-    for component in recipe.components:
-        column = getattr(component.reward, "answer_column", "prompt")
-        if column not in asked.rows[0]:
-            there = ", ".join(sorted(set(asked.rows[0]) - {"prompt"})) or "none"
-            raise DataError(
-                f"The reward {component.reward.kind} reads the column {column!r}, which {asked.source} lacks (columns: "
-                f"{there}); give it with `--column {column}=VALUE`, such as `--column {column}=12`."
-            )
+    """Refuse a group that lacks a column which a setting of a reward (``answer_column`` and kin) names."""
+    for reward in (component.reward for component in recipe.components):
+        named = [value for setting, value in reward.model_dump().items() if setting.endswith("_column") and value]
+        for column in named:
+            if column not in asked.rows[0]:
+                there = ", ".join(sorted(set(asked.rows[0]) - {"prompt"})) or "none"
+                raise DataError(
+                    f"The reward {reward.kind} reads the column {column!r}, which {asked.source} lacks (columns: "
+                    f"{there}); give it with `--column {column}=VALUE`, such as `--column {column}=12`."
+                )
 
 
 def require_fit(

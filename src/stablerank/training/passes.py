@@ -3,7 +3,7 @@
 Contract: a pass over prompts and completions happens at most once a batch and model. TRL makes the frozen one for its
 KL term (``beta`` above 0) and the policy one where it samples ahead of the update; then the readings come from these.
 Otherwise the pass is run here, through the same method of TRL's, when a reward asks for it. Hidden states live as
-long as their chunk.
+long as their chunk; a reading of logits costs a pass an fp32 copy of the head where the model has another dtype.
 
 Seam: `GRPOTrainer._get_per_token_logps_and_entropies`, through which all of TRL's passes go, and a forward hook on the
 backbone that its fused head calls.
@@ -13,6 +13,7 @@ Left out on purpose: images; models that scale or cap their logits, where a read
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -47,10 +48,14 @@ class Passes:
             yield lambda logprobs_NT: None
             return
         readings = self.needs.frozen_readings if which == "frozen" else self.needs.policy_readings
-        listener = _Listener(readings, _causal_model(model), attention_mask_NL.bool(), width, self._temperature)
+        attention_mask_NL = attention_mask_NL.bool()
+        listener = _Listener(readings, _causal_model(model), attention_mask_NL, width, self._temperature)
+        # TRL may pad to a multiple; the rollout is as wide as its longest completion.
+        longest = int(attention_mask_NL[:, attention_mask_NL.shape[1] - width :].sum(1).max())
 
         def keep(logprobs_NT: Tensor) -> None:
-            self.found[which] = Forward(logprobs_NT.detach().float().cpu(), listener.whole())
+            kept = {name: tensor[:, :longest] if tensor.ndim == 2 else tensor for name, tensor in listener.whole()}
+            self.found[which] = Forward(logprobs_NT[:, :longest].detach().float().cpu(), kept)
 
         with listener.hooked():
             yield keep
@@ -78,16 +83,23 @@ class _Listener:
         backbone: nn.Module = self._model.base_model
         return backbone.register_forward_hook(self._on_chunk)
 
-    def whole(self) -> dict[str, Tensor]:
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
         """One tensor a reading, N rows."""
-        return {name: torch.cat(chunks).cpu() for name, chunks in self._found.items()}
+        return ((name, torch.cat(chunks).cpu()) for name, chunks in self._found.items())
+
+    @cached_property
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the head in fp32: bf16 logits would be off by some 0.06."""
+        head = self._model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        return head.weight.detach().float(), None if bias is None else bias.detach().float()
 
     def _on_chunk(self, module: nn.Module, arguments: Any, output: Any) -> None:
         hidden_BLD = output.last_hidden_state.detach()
         attention_mask_BL = self._attention_mask_NL[self._done : self._done + len(hidden_BLD)]
         self._done += len(hidden_BLD)
         completion_mask_BL = attention_mask_BL.clone()
-        completion_mask_BL[:, : -self._width] = False
+        completion_mask_BL[:, : completion_mask_BL.shape[1] - self._width] = False
         states = States(hidden_BLD, attention_mask_BL, completion_mask_BL, self._width, self._logits)
         for name, reading in self._readings.items():
             self._found[name].append(reading(states))
@@ -99,8 +111,8 @@ class _Listener:
                 f"{type(self._model).__name__} changes its logits by `{scaled[0]}`, which readings of logits do not "
                 "know; use a reward that reads log-probabilities or hidden states."
             )
-        logits: Tensor = self._model.get_output_embeddings()(hidden)
-        return logits.float() / self._temperature
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.nn.functional.linear(hidden.float(), *self._head) / self._temperature
 
 
 def _causal_model(model: nn.Module) -> PreTrainedModel:

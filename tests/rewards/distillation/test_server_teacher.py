@@ -93,7 +93,8 @@ MALFORMED = {
     "a probability": (lambda c: c["prompt_logprobs"][2]["7"].update(logprob=0.9), "0.9 instead of a log-probability"),
     "a word": (lambda c: c["prompt_logprobs"][2]["7"].update(logprob="-1"), "'-1' instead of a log-probability"),
     "an endless number": (lambda c: c["prompt_logprobs"][2]["7"].update(logprob=-(10**400)), "instead of a log-pro"),
-    "nothing": (lambda c: c["prompt_logprobs"].__setitem__(2, None), "None instead of a log-probability at position 2"),
+    "nothing": (lambda c: c["prompt_logprobs"].__setitem__(2, None), "without token id 7 at position 2"),
+    "a number": (lambda c: c["prompt_logprobs"].__setitem__(2, -0.5), "without token id 7 at position 2"),
 }
 
 
@@ -114,6 +115,16 @@ def test_garbage_is_no_crash(server, body):
     server.answer = lambda question: (200, body)
     with pytest.raises(RewardError, match=r"in 2 of 2 tries \((not JSON|an answer without choices\[0\])"):
         impatient(server, retries=1).logprobs(*PAIR, 3)
+
+
+def test_an_echo_that_is_cut_or_null_is_named(server):
+    for numbers, words in (
+        ([None, -1.0], "about 2 tokens instead of 5"),
+        ([None] * 5, "None instead of .* position 2"),
+    ):
+        server.answer = broken(server, lambda choice, numbers=numbers: {"logprobs": {"token_logprobs": numbers}})
+        with pytest.raises(RewardError, match=words):
+            impatient(server, protocol="openai").logprobs(*PAIR, 3)
 
 
 def test_a_refusal_is_final_and_quoted(server):

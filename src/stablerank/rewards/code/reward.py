@@ -14,7 +14,7 @@ Left out on purpose: partial credit within a test, coverage, style.
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from stablerank.rewards.code import sandbox
 from stablerank.rewards.code.extraction import python_code
@@ -75,10 +75,10 @@ class CodeTestsReward(Reward):
         if code is None:
             return _Result(0.0, "parse_failures")
         if isinstance(tests[0], Pair):
-            passed, cut_off = self._passed_pairs(code, cast(list[Pair], tests))
+            passed, cut_off = self._passed_pairs(code, tests)
         else:
             stop_at_first = self.score == "all"
-            passed, cut_off = sandbox.run_asserts(code, cast(list[str], tests), self.limits, stop_at_first)
+            passed, cut_off = sandbox.run_asserts(code, tests, self.limits, stop_at_first)
         share = passed / len(tests)
         return _Result(share if self.score == "share" else float(share == 1), "cut_off" if cut_off else "")
 

@@ -10,7 +10,8 @@ from typing import Any
 
 Keep = Callable[[Any], int]
 Find = Callable[[int], Any]
-_SEQUENCES: dict[str, type] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_Sequence = type[list[Any]] | type[tuple[Any, ...]] | type[set[Any]] | type[frozenset[Any]]
+_SEQUENCES: dict[str, _Sequence] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def dumps(value: Any, keep: Keep) -> bytes:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from stablerank.rewards.code.candidate import read_all, run_program, serve
 from stablerank.rewards.code.confine import confine
@@ -40,17 +41,12 @@ def main(arguments: list[str]) -> None:
 
 def _tried(trainers_file: str) -> dict[str, bool]:
     """What really holds, by trying: no answer of the kernel is taken on trust."""
+    paths = (trainers_file, f"/proc/{os.getppid()}/environ")
     return {
         "network": not _succeeds(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()),
         "processes": not _succeeds(_fork),
-        "files": not any(
-            _succeeds(lambda path=path: open(path, "rb").close()) for path in (trainers_file, _environment())
-        ),
+        "files": not any(_succeeds(partial(os.open, path, os.O_RDONLY)) for path in paths),
     }
-
-
-def _environment() -> str:
-    return f"/proc/{os.getppid()}/environ"
 
 
 def _fork() -> None:
@@ -58,7 +54,7 @@ def _fork() -> None:
         os._exit(0)
 
 
-def _succeeds(attempt: Callable[[], None]) -> bool:
+def _succeeds(attempt: Callable[[], object]) -> bool:
     try:
         attempt()
     except OSError:

@@ -19,7 +19,7 @@ Legend: N completions, T tokens.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -32,7 +32,8 @@ from stablerank.rewards.distillation.exchange import Failure, one_line, post_jso
 ProtocolName = Literal["vllm", "openai"]
 PARALLEL = 8
 LONGEST_PAUSE = 30.0
-MOST_NEGATIVE = 1e30
+MOST_NEGATIVE, ROUNDING = 1e30, 1e-3
+"""A log-probability lies between minus the one and the other."""
 
 _PLAIN: dict[str, Any] = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0}
 # A model's own generation_config may bend what a server reports; vLLM takes these from there unless they are said.
@@ -41,6 +42,7 @@ _ASK: dict[ProtocolName, dict[str, Any]] = {
     "vllm": {**_PLAIN, **_UNBENT, "prompt_logprobs": 1},
     "openai": {**_PLAIN, "echo": True, "logprobs": 1},
 }
+_FIELD: dict[ProtocolName, str] = {"vllm": "prompt_logprobs", "openai": "logprobs.token_logprobs"}
 
 
 class ServerTeacher:
@@ -98,6 +100,8 @@ class ServerTeacher:
 
     def _score(self, prompt: Sequence[int], completion: Sequence[int], given_up: threading.Event) -> list[float]:
         """Ask until there is an answer, the tries are used up, or another completion has given up."""
+        if not completion:
+            return []
         ids = [*prompt, *completion]
         question = {"model": self.model, "prompt": ids, **_ASK[self.protocol]}
         for attempt in range(self.retries + 1):
@@ -117,35 +121,23 @@ class ServerTeacher:
 def read_answer(protocol: ProtocolName, answer: Any, ids: Sequence[int], start: int) -> list[float]:
     """Log-probabilities of ``ids[start:]`` from a server's answer. Raises Failure naming what is wrong with it."""
     try:
-        choice = answer["choices"][0]
-        found = _READ[protocol](choice)
+        found = answer["choices"][0]
+        for name in _FIELD[protocol].split("."):
+            found = found[name]
     except (LookupError, TypeError):
-        field = {"vllm": "prompt_logprobs", "openai": "logprobs.token_logprobs"}[protocol]
-        raise Failure(f"an answer without choices[0].{field}: {one_line(str(answer))}") from None
-    # An echo ends with the new token.
-    if not isinstance(found, list) or len(found) - len(ids) not in ((0,) if protocol == "vllm" else (0, 1)):
-        count = len(found) if isinstance(found, list) else 0
+        raise Failure(f"an answer without choices[0].{_FIELD[protocol]}: {one_line(str(answer))}") from None
+    count = len(found) if isinstance(found, list) else 0
+    # An echo may end with the new token.
+    if count != len(ids) and not (protocol == "openai" and count == len(ids) + 1):
         raise Failure(f"an answer about {count} tokens instead of {len(ids)}")
-    return [_number(_of_token(found[at], ids[at], at), at) for at in range(start, len(ids))]
+    return [_number(protocol, found[at], ids[at], at) for at in range(start, len(ids))]
 
 
-_READ: dict[ProtocolName, Callable[[Any], Any]] = {
-    "vllm": lambda choice: choice["prompt_logprobs"],
-    "openai": lambda choice: choice["logprobs"]["token_logprobs"],
-}
-
-
-def _of_token(entry: Any, token: int, at: int) -> Any:
-    """The entry of a position is a mapping from token ids where vLLM answers, else the number itself."""
-    if not isinstance(entry, dict):
-        return entry
-    if str(token) not in entry:
-        raise Failure(f"an answer without token id {token} at position {at}")
-    scored = entry[str(token)]
-    return scored.get("logprob") if isinstance(scored, dict) else scored
-
-
-def _number(value: Any, at: int) -> float:
-    if not isinstance(value, int | float) or not -MOST_NEGATIVE <= value <= 1e-3:
+def _number(protocol: ProtocolName, entry: Any, token: int, at: int) -> float:
+    try:
+        value = entry if protocol == "openai" else entry[str(token)]["logprob"]
+    except (LookupError, TypeError):
+        raise Failure(f"an answer without token id {token} at position {at}") from None
+    if not isinstance(value, int | float) or not -MOST_NEGATIVE <= value <= ROUNDING:
         raise Failure(f"{one_line(repr(value))} instead of a log-probability at position {at}")
     return float(value)

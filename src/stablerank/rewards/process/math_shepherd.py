@@ -55,7 +55,7 @@ class MathShepherd(MarkScorer):
         for index, step in enumerate(steps):
             text += f"{step} {TAG}" if index == 0 else f"\n{step} {TAG}"
             tag_ends.append(len(text))
-        encoded = self._tokenizer(text, return_offsets_mapping=True)
+        encoded = self._tokenizer(text, return_offsets_mapping=True, verbose=False)  # lengths are our business
         return Marked(list(encoded["input_ids"]), _tokens_at(tag_ends, encoded["offset_mapping"]))
 
     def _read(self, ids_BL: Tensor, mask_BL: Tensor, columns_U: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Input: the question's tokens behind the tokenizer's begin token if it has one, t
 of the separator, every piece encoded by itself and without special tokens. P(right) is the softmax over the two labels
 at the last token of the separator.
 
-Source: ``PRMTrainer.tokenize_row`` of TRL, in its experimental part up to release 1.x.
+Source: ``PRMTrainer.tokenize_row`` of TRL, which later releases (1.16 among them) have no more.
 
 Left out on purpose: models with code of their own, and one score for the last step only.
 """
@@ -57,7 +57,7 @@ class TokenClassification(MarkScorer):
         return Marked(ids, marks)
 
     def _encoded(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _read(self, ids_BL: Tensor, mask_BL: Tensor, columns_U: Tensor) -> Tensor:
         logits_BL2 = self._model(input_ids=ids_BL, attention_mask=mask_BL).logits
