@@ -38,6 +38,7 @@ def recipe(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         "data": {"kind": "arithmetic", "level": "easy", "problems": 8},
         "reward": {"kind": "math_verify"},
         "trainer": {"max_steps": 1, "save_steps": 1, "max_completion_length": 24, "num_generations": 4},
+        "geometry": {"every": 0},
         "evaluation": {"problems": 8},
         "output": str(tmp_path / "never"),
     }

@@ -3,10 +3,8 @@
 What crosses floors: a recipe, or that of a finished run, says what is asked and how; `evaluation` asks, judges, counts.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,10 @@ import torch
 
 from stablerank.adapters.specs import SavedSpec
 from stablerank.errors import DataError, RecipeError
+from stablerank.evaluation.asking import Pools, Progress, Subjects, exams, fill_pools, numbers_of
 from stablerank.evaluation.folder import EvaluationFolder
-from stablerank.evaluation.generate import fitting_ids
 from stablerank.evaluation.headroom import Headroom, judge_headroom
-from stablerank.evaluation.measures import Measure, Values, compared, manners, pass_rates, unscorable
-from stablerank.evaluation.pools import Answers, Exam, fill_pool
+from stablerank.evaluation.measures import Measure, compared, pass_rates, unscorable
 from stablerank.evaluation.problems import (
     Row,
     Split,
@@ -31,7 +28,7 @@ from stablerank.evaluation.problems import (
 )
 from stablerank.evaluation.sampling import Sampling
 from stablerank.evaluation.specs import EvaluationSpec
-from stablerank.evaluation.subjects import Subject, is_run, subject
+from stablerank.evaluation.subjects import is_run, subject
 from stablerank.probes.measure_folder import fingerprint
 from stablerank.rewards.base_spec import RewardSpecBase
 from stablerank.runs.folder import RunFolder
@@ -39,12 +36,8 @@ from stablerank.runs.manifest import package_versions
 from stablerank.training.recipe import Recipe, load_recipe, parse_recipe
 
 KS = (1, 4, 8, 32)
-PROBLEMS, NEW_TOKENS = 200, 256
+PROBLEMS, HEADROOM_PROBLEMS = 200, 64
 """Where neither the caller nor a recipe says."""
-HEADROOM_PROBLEMS = 64
-
-Progress = Callable[[int, int, str], None]
-"""``progress(completions done, completions in all, model)``."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +132,15 @@ def evaluate(
     if against is not None:
         subjects["against"] = subject(str(against), None, asked.dtype)
     rows = asked.rows()
-    exams = _exams(asked, rows, subjects)
-    settings = _settings(asked, rows, subjects, exams)
+    spec = asked.evaluation
+    asked_of = exams(subjects, rows, asked.reward, spec.max_new_tokens, spec.batch_size)
+    longest = asked_of["model"].max_new_tokens
+    settings = _settings(asked, rows, subjects, longest)
     folder = None if out is None else EvaluationFolder(Path(out).expanduser())
     if folder is not None:
         folder.claim(settings)
-    pools = _pools(asked.sampling, subjects, exams, folder, progress)
-    return _evaluation(asked, settings, pools, exams["model"].max_new_tokens, folder)
+    pools = fill_pools(subjects, asked_of, asked.sampling, folder, progress)
+    return _evaluation(asked, settings, pools, longest, folder)
 
 
 def headroom(
@@ -243,20 +238,7 @@ def _evaluation_spec(recipe: Recipe | None, given: Mapping[str, Any]) -> Evaluat
     return spec.model_copy(update=changes)
 
 
-def _exams(asked: _Asked, rows: Sequence[Row], subjects: Mapping[str, Subject]) -> dict[str, Exam]:
-    """The same problems for each subject, with one limit that all have room for."""
-    prompts = [row["prompt"] for row in rows]
-    limit = asked.evaluation.max_new_tokens
-    ids = {which: fitting_ids(s.tokenizer, prompts, limit or 1, s.context) for which, s in subjects.items()}
-    rooms = [s.context - max(map(len, ids[which])) for which, s in subjects.items() if s.context is not None]
-    # A judge reads texts, so one serves all.
-    judge, longest = asked.reward.build(subjects["model"].tokenizer), limit or min(NEW_TOKENS, *rooms)
-    return {which: Exam(rows, ids[which], judge, longest, asked.evaluation.batch_size) for which in subjects}
-
-
-def _settings(
-    asked: _Asked, rows: Sequence[Row], subjects: Mapping[str, Subject], exams: Mapping[str, Exam]
-) -> dict[str, Any]:
+def _settings(asked: _Asked, rows: Sequence[Row], subjects: Subjects, max_new_tokens: int) -> dict[str, Any]:
     """All that decides the answers and what they are worth."""
     other = subjects.get("against")
     code = Path(getattr(asked.reward, "ref", "").rpartition(":")[0])
@@ -268,7 +250,7 @@ def _settings(
         "problems": len(rows),
         "reward": asked.reward.model_dump(mode="json"),
         **asdict(asked.sampling),
-        "max_new_tokens": exams["model"].max_new_tokens,
+        "max_new_tokens": max_new_tokens,
         "batch_size": asked.evaluation.batch_size,
         "dtype": asked.dtype,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -278,44 +260,13 @@ def _settings(
     }
 
 
-def _pools(
-    sampling: Sampling,
-    subjects: Mapping[str, Subject],
-    exams: Mapping[str, Exam],
-    folder: EvaluationFolder | None,
-    progress: Progress | None,
-) -> dict[tuple[str, str], list[Answers]]:
-    """Greedy and sampled answers of each subject, one model in memory at a time."""
-    found: dict[tuple[str, str], list[Answers]] = {}
-    total = len(subjects) * len(exams["model"].rows) * (1 + sampling.samples)
-    done = 0
-    for which, each in subjects.items():
-        load = cache(each.load)
-        for decoding, drawn in (("greedy", None), ("sampled", sampling)):
-            told = None if progress is None else _told(progress, done, total, each.name)
-            table = None if folder is None else folder.pool(which, decoding)
-            found[which, decoding] = fill_pool(exams[which], drawn, load, each.tokenizer, table, told)
-            done += len(exams[which].rows) * (1 if drawn is None else drawn.samples)
-    return found
-
-
-def _told(progress: Progress, before: int, total: int, name: str) -> Callable[[int], None]:
-    return lambda done: progress(before + done, total, name)
-
-
 def _evaluation(
-    asked: _Asked,
-    settings: dict[str, Any],
-    pools: Mapping[tuple[str, str], Sequence[Answers]],
-    max_new_tokens: int,
-    folder: EvaluationFolder | None,
+    asked: _Asked, settings: dict[str, Any], pools: Pools, max_new_tokens: int, folder: EvaluationFolder | None
 ) -> Evaluation:
     bar = asked.evaluation.pass_reward
-    ours = _values(pools, "model", asked.ks, bar, max_new_tokens)
-    others = _values(pools, "against", asked.ks, bar, max_new_tokens) if settings["against"] is not None else None
-    measures = tuple(compared(ours, others))
+    ours = numbers_of(pools, "model", asked.ks, bar, max_new_tokens)
+    others = None if settings["against"] is None else numbers_of(pools, "against", asked.ks, bar, max_new_tokens)
     sampled = pass_rates(pools["model", "sampled"], "sampled", asked.ks, bar)
-    verdict = judge_headroom(dict(zip(asked.ks, sampled, strict=True)))
     meta = {
         **settings,
         "k": list(asked.ks),
@@ -323,19 +274,8 @@ def _evaluation(
         "unscorable_problems": unscorable(*pools.values()),
         "packages": package_versions(),
     }
-    done = Evaluation(meta, measures, verdict, None if folder is None else folder.path)
+    verdict = judge_headroom(dict(zip(asked.ks, sampled, strict=True)))
+    done = Evaluation(meta, tuple(compared(ours, others)), verdict, None if folder is None else folder.path)
     if folder is not None:
-        folder.complete(settings, json.loads(json.dumps(done.results())))
+        folder.complete(settings, {key: value for key, value in done.results().items() if key not in settings})
     return done
-
-
-def _values(
-    pools: Mapping[tuple[str, str], Sequence[Answers]], which: str, ks: Sequence[int], bar: float, max_new_tokens: int
-) -> list[Values]:
-    greedy, sampled = pools[which, "greedy"], pools[which, "sampled"]
-    return [
-        *pass_rates(greedy, "greedy", (1,), bar),
-        *manners(greedy, "greedy", max_new_tokens),
-        *pass_rates(sampled, "sampled", ks, bar),
-        *manners(sampled, "sampled", max_new_tokens),
-    ]

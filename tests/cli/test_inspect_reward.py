@@ -90,6 +90,7 @@ def test_overrides_and_columns_of_a_prompt(run):
         (["--prompt", "3+4=?\n"], ["'answer'", "--column answer=12"]),
         (["--prompt", "3+4=?\n", "--column", "answer"], ["--column 'answer' is not NAME=VALUE"]),
         (["reward.answer_column=gold", "--rollouts", "rollouts.jsonl"], ["'gold'", "--column gold=12"]),
+        (["--rollouts", "rollouts.jsonl", "--html", "."], ["--html . cannot be written"]),
         (["--row", "0", "--checkpoint", "absent"], ["absent is no checkpoint"]),
         (["reward.kind=nothing", "--row", "0"], ["reward"]),
     ],

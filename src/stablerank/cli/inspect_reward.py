@@ -63,11 +63,18 @@ def inspect_reward(
     )
     shown = _json(found) if json else _text(found, completion, tokens)
     if html is not None:
-        from stablerank.reports.credit_html import write_credit_page
-
-        write_credit_page(html, found)
+        _write_page(html, found)
         shown = shown if json else f"{shown}\n\npage: {html}"
     print(shown)
+
+
+def _write_page(path: Path, found: "CreditGroup") -> None:
+    from stablerank.reports.credit_html import write_credit_page
+
+    try:
+        write_credit_page(path, found)
+    except OSError as error:
+        raise DataError(f"--html {path} cannot be written ({error.strerror}); give the path of a new file.") from error
 
 
 def _column(given: str) -> tuple[str, str]:

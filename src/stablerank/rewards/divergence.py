@@ -52,7 +52,6 @@ class KLReward(Reward):
     def __call__(self, rollout: Rollout) -> Deposit:
         """Deposit on every sampled token. Raises RewardError where a pass was not run."""
         mask_NT = rollout.completion_mask_NT
-        # TRL may pad its passes further than the longest completion, and so further than ours.
         policy_NT = rollout.forward("policy", self.name).logprobs_NT.double()
         frozen_NT = rollout.forward("frozen", self.name).logprobs_NT.double()
         estimate_NT = TERMS[self.estimator](policy_NT, frozen_NT)

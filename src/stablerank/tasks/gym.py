@@ -15,8 +15,8 @@ from typing import Any, cast
 from stablerank.errors import DataError, MissingExtraError
 from stablerank.tasks.files import split_of
 
-SEARCHED = 200_000
-"""How many problems of the stream are looked at, at most."""
+SEARCHED = 20_000
+"""How many problems of the stream are looked at; ``word_ladder`` has no more."""
 _NOTHING_NEW = 2_000
 """Known questions in a row after which a task has no others."""
 _SIZES_TRIED = (5, 50)

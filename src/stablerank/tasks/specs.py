@@ -121,7 +121,7 @@ class GymSpec(_PromptSpec):
     """A task of `reasoning-gym`, such as ``chain_sum``."""
     config: dict[str, Any] = {}
     """The task's own settings, such as ``{max_digits: 2}``."""
-    problems: int = Field(4096, ge=1, le=100_000)
+    problems: int = Field(4096, ge=1, le=10_000)
     """Number of training problems; fewer where the task has fewer questions."""
     generator_seed: int = Field(0, ge=0)
     """Which problems there are; the recipe's seed does not move them."""

@@ -17,19 +17,30 @@ FORGERIES = {
     "hard exit within": "import os\ndef f(x): os._exit(0)",
     "exit within": "def f(x): raise SystemExit(0)",
     "prints a verdict": "print('1')\nprint('1' * 100, flush=True)\ndef f(x): print('1', flush=True)",
-    "writes a verdict everywhere": "import os\nfor fd in range(64):\n try: os.write(fd, b'1' * 50)\n except OSError: pass",
-    "says ready and values": "import os\nos.write(int(__import__('sys').argv[-1]), b'ready\\n{\"dict\": [[\"value\", 1]]}\\n' * 9)",
+    "writes a verdict everywhere": (
+        "import os\nfor fd in range(64):\n try: os.write(fd, b'1' * 50)\n except OSError: pass\ndef f(x): return 1"
+    ),
+    "says ready and answers ahead": (
+        'import os, sys\nreply = b\'{"dict": [["value", {"object": 0}]]}\'\n'
+        "os.write(int(sys.argv[-1]), b'ready\\n' + (reply + b'\\n') * 9)"
+    ),
     "equal to everything": "class E:\n def __eq__(self, o): return True\n __hash__ = None\ndef f(x): return E()",
     "an int equal to everything": "class E(int):\n def __eq__(self, o): return True\ndef f(x): return E(1)",
     "a list equal to everything": "class E(list):\n def __eq__(self, o): return True\ndef f(x): return E()",
-    "replaces built-ins": "import builtins\nbuiltins.AssertionError = Exception\nbuiltins.exec = builtins.compile = lambda *a, **k: None\n"
-    "builtins.abs = lambda x: 0\ndef f(x): return 1",
-    "swallows the assert": "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: None\ndef f(x): raise AssertionError",
-    "looks through the frames": "import sys, gc\ndef f(x):\n frame = sys._getframe()\n while frame:\n"
-    "  for v in [*frame.f_locals.values(), *frame.f_globals.values()]:\n   if v == 4217: return v\n  frame = frame.f_back\n"
-    " return next((o for o in gc.get_objects() if o == 4217 or '4217' in str(o)[:99] and 0), 0)",
-    "rewrites the harness": "import sys\nfor name, m in list(sys.modules.items()):\n if 'stablerank' in name:\n"
-    "  for k in list(vars(m)):\n   if callable(vars(m)[k]): setattr(m, k, lambda *a, **k: b'1')\ndef f(x): return 1",
+    "replaces built-ins": (
+        "import builtins\nbuiltins.AssertionError = Exception\nbuiltins.exec = lambda *a, **k: None\n"
+        "builtins.isinstance = lambda *a: True\nbuiltins.int = str\ndef f(x): return 1"
+    ),
+    "swallows the assert": "import sys\nsys.excepthook = lambda *a: None\ndef f(x): raise AssertionError",
+    "looks through the frames": (
+        "import sys\ndef f(x):\n frame = sys._getframe()\n while frame:\n"
+        "  for value in [*frame.f_locals.values(), *frame.f_globals.values()]:\n"
+        "   if 'assert' in str(value): return int(str(value).split('== ')[1].split(chr(39))[0])\n  frame = frame.f_back"
+    ),
+    "rewrites the harness": (
+        "import sys\nfor name, m in list(sys.modules.items()):\n if 'stablerank' in name:\n  for k in list(vars(m)):\n"
+        "   if callable(vars(m)[k]): setattr(m, k, lambda *a, **k: b'1')\ndef f(x): return 1"
+    ),
     "returns an endless text": "def f(x): return 'x' * 10**9",
     "recursion": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
     "nested reply": "def f(x):\n a = []\n for _ in range(10**5): a = [a]\n return a",
@@ -40,9 +51,9 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize("code", FORGERIES.values(), ids=FORGERIES.keys())
-def test_a_success_cannot_be_forged(code, rewards):
-    assert rewards([code, RIGHT], [TEST, TEST]) == [0.0, 1.0]
+def test_a_success_cannot_be_forged(rewards):
+    values = rewards([*FORGERIES.values(), RIGHT], [TEST] * (len(FORGERIES) + 1))
+    assert dict(zip([*FORGERIES, "right"], values, strict=True)) == {**dict.fromkeys(FORGERIES, 0.0), "right": 1.0}
 
 
 def test_built_ins_and_modules_of_the_test_are_its_own(rewards):
@@ -70,17 +81,21 @@ GREEDY = {
     "endless loop": "while True: pass",
     "endless sleep": "import time\ntime.sleep(1000)",
     "endless big integer": "x = 9 ** 9 ** 9",
-    "threads that go on": "import threading\ndef spin():\n while True: pass\nfor _ in range(4): threading.Thread(target=spin).start()",
-    "deaf to signals": "import signal\nfor s in range(1, 65):\n try: signal.signal(s, signal.SIG_IGN)\n except Exception: pass\nwhile True: pass",
+    "threads that go on": (
+        "import threading\ndef spin():\n while True: pass\nfor _ in range(4): threading.Thread(target=spin).start()"
+    ),
+    "deaf to signals": (
+        "import signal\nfor s in range(1, 65):\n try: signal.signal(s, signal.SIG_IGN)\n except Exception: pass\n"
+        "while True: pass"
+    ),
 }
 
 
-@pytest.mark.parametrize("code", GREEDY.values(), ids=GREEDY.keys())
-def test_time_is_bounded(code, deposit):
+def test_time_is_bounded(deposit):
     started = time.monotonic()
-    scored = deposit([f"{code}\ndef f(x): return 1"], [TEST])
-    assert time.monotonic() - started < 20
-    assert scored.trajectory_rewards_N.tolist() == [0.0] and scored.notes["cut_off"] == 1
+    scored = deposit([f"{code}\ndef f(x): return 1" for code in GREEDY.values()], [TEST] * len(GREEDY))
+    assert time.monotonic() - started < 40
+    assert scored.trajectory_rewards_N.tolist() == [0.0] * len(GREEDY) and scored.notes["cut_off"] == len(GREEDY)
 
 
 def test_memory_is_bounded(rewards):
@@ -97,9 +112,13 @@ def test_output_is_bounded(rewards):
 
 
 def attempt(code):
-    """A program that prints how an attempt ended: ``done``, or the name of its error."""
+    """A program that prints what refused its attempt."""
     body = "\n".join(f"    {line}" for line in code.split("\n"))
-    return f"import os, sys, socket, signal, ctypes\ntry:\n{body}\n    print('done')\nexcept BaseException as e:\n    print(type(e).__name__)"
+    return (
+        f"import os, sys, socket, signal, ctypes\ntry:\n{body}\n    print('done')\n"
+        "except (PermissionError, BlockingIOError):\n    print('refused')\n"
+        "except ValueError as e:\n    print('refused' if 'not allowed to raise maximum limit' in str(e) else e)"
+    )
 
 
 REFUSED = {
@@ -134,10 +153,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("code", REFUSED.values(), ids=REFUSED.keys())
-def test_the_machine_is_out_of_reach(code, rewards):
-    refused = [{"input": "", "output": error} for error in ("PermissionError", "BlockingIOError", "ValueError")]
-    assert sum(rewards([attempt(code)] * 3, [[test] for test in refused])) == 1.0
+def test_the_machine_is_out_of_reach(rewards):
+    values = rewards(
+        [attempt(code) for code in REFUSED.values()], [[{"input": "", "output": "refused"}]] * len(REFUSED)
+    )
+    assert dict(zip(REFUSED, values, strict=True)) == dict.fromkeys(REFUSED, 1.0)
 
 
 def test_what_a_program_is_left_with(rewards):
