@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import print_table, write_results
+from rich.markup import escape
 from torch import Tensor
 
 from stablerank.rewards.credit.advantages import Component, advantages
@@ -145,7 +146,6 @@ def compared(expected_P: Tensor, gradient_P: Tensor) -> dict[str, float]:
     return {
         "factor": factor,
         "bias": ((expected_P - factor * gradient_P).norm() / (abs(factor) * gradient_P.norm())).item(),
-        "bias_unscaled": ((expected_P - gradient_P).norm() / gradient_P.norm()).item(),
         "cosine": (expected_P @ gradient_P / (expected_P.norm() * gradient_P.norm())).item(),
     }
 
@@ -177,7 +177,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def measured(spec: CreditSpec, options: dict[str, bool], size: int, worlds: int) -> dict[str, Any]:
-    """One rule over all worlds: for each objective factor, bias and cosine; the nearest; noise; pay for length."""
+    """One rule over all worlds: cosines, the nearest objective, bias and factor for that one, noise, pay for length."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in OBJECTIVES}
     noise, pay = [], []
     for seed in range(worlds):
@@ -189,9 +189,16 @@ def measured(spec: CreditSpec, options: dict[str, bool], size: int, worlds: int)
         noise.append(moved.variance**0.5 / moved.expected_P.norm().item())
         paid = update(equal, spec, size, **options).expected_P.norm() / equal.gradient(expected_steps).norm()
         pay.append(paid.item())
-    objectives = {name: {key: spread(values) for key, values in keys.items()} for name, keys in found.items()}
-    nearest = max(objectives, key=lambda name: objectives[name]["cosine"]["median"])
-    return {"nearest": nearest, "objectives": objectives, "noise": spread(noise), "pay_for_length": spread(pay)}
+    cosines = {name: spread(keys["cosine"]) for name, keys in found.items()}
+    nearest = max(cosines, key=lambda name: cosines[name]["median"])
+    return {
+        "cosine": cosines,
+        "nearest": nearest,
+        "bias": spread(found[nearest]["bias"]),
+        "factor": spread(found[nearest]["factor"]),
+        "noise": spread(noise),
+        "pay_for_length": spread(pay),
+    }
 
 
 def measure(worlds: int) -> dict[str, Any]:
@@ -207,12 +214,11 @@ def show(results: dict[str, Any]) -> None:
     for size, rules in results.items():
         rows = []
         for name, found in rules.items():
-            near = found["objectives"][found["nearest"]]
-            cosines = (f"{found['objectives'][objective]['cosine']['median']:.3f}" for objective in OBJECTIVES)
-            bias = f"{100 * near['bias']['median']:.1f} % ({100 * near['bias']['high']:.0f} %)"
-            row = [bias, f"{near['factor']['median']:.3f}", found["noise"]["median"], found["pay_for_length"]["median"]]
-            rows.append([name, *cosines, *(cell if isinstance(cell, str) else f"{cell:.2f}" for cell in row)])
-        columns = ("rule", *OBJECTIVES, "bias, nearest (worst)", "factor", "noise", "pay")
+            cosines = (f"{cosine['median']:.3f}" for cosine in found["cosine"].values())
+            bias = f"{100 * found['bias']['median']:.1f} % ({100 * found['bias']['high']:.0f} %)"
+            rest = (f"{found[key]['median']:.2f}" for key in ("factor", "noise", "pay_for_length"))
+            rows.append([name, *cosines, bias, *rest])
+        columns = ("rule", *map(escape, OBJECTIVES), "bias, nearest (worst)", "factor", "noise", "pay")
         print_table(f"cosine with each objective's gradient, median over worlds; {size}", columns, rows)
 
 

@@ -152,6 +152,26 @@ def process_first_wrong() -> str:
     return table("data | steps (within context) | embedded model | step index | step length", rows)
 
 
+def credit_bias() -> str:
+    results = load("credit_bias")
+    *_, largest = results
+    rows = []
+    for name, found in results[largest].items():
+        # The relative bias is the tangent of the angle whose cosine is told.
+        biases = [results[size][name]["cosine"][found["nearest"]]["median"] ** -2 - 1 for size in results]
+        rows.append(
+            [
+                re.sub(r"^\w+", r"`\g<0>`", name),
+                found["nearest"],
+                *(f"{100 * max(bias, 0) ** 0.5:.0f} %" for bias in biases),
+                f"{100 * found['bias']['high']:.0f} %",
+                *(f"{found[key]['median']:.2f}" for key in ("noise", "pay_for_length")),
+            ]
+        )
+    sizes = " | ".join(f"bias, {size}" for size in results)
+    return table(f"rule | nearest objective | {sizes} | worst, {largest} | noise | pay for length", rows)
+
+
 def outcome_reward() -> str:
     found = json.loads((ROOT / "studies" / "outcome-reward" / "verdict.json").read_text())
     judged = [(finding["decision"], finding["claim"], finding["rule"]["outcome"]) for finding in found["hypotheses"]]
@@ -170,6 +190,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "demo_tuning": demo_tuning,
     "telemetry_cost": telemetry_cost,
     "kill_resume": kill_resume,
+    "credit_bias": credit_bias,
     "measure": measure,
     "outcome_reward": outcome_reward,
     "process_alignment": process_alignment,

@@ -12,7 +12,8 @@ import typer
 from stablerank.errors import RecipeError
 
 if TYPE_CHECKING:
-    from stablerank.evaluating import Evaluation, Progress
+    from stablerank.evaluating import Evaluation
+    from stablerank.evaluation.asking import Progress
     from stablerank.evaluation.headroom import Headroom
     from stablerank.evaluation.measures import Measure
     from stablerank.evaluation.statistics import Interval

@@ -178,6 +178,7 @@ def rollout_rows(
             "phase": "train",
             "prompt": str(prompt),
             "completion": completion,
+            "completion_ids": list(ids),
             "answer": None if answer is None else str(answer),
             "reward": _weighted_sum(parts.values(), weights),
             "rewards": json.dumps({name: None if math.isnan(part) else part for name, part in parts.items()}),

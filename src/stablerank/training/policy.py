@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from stablerank.adapters.counts import parameter_counts
-from stablerank.adapters.prepare import prepare_adapter
+from stablerank.adapters.prepare import NEEDS_DATA, prepare_adapter
 from stablerank.adapters.specs import SavedSpec
 from stablerank.errors import DataError, ModelError, RecipeError
 from stablerank.evaluation.prompts import prompt_ids
@@ -20,6 +20,9 @@ from stablerank.training.recipe import Recipe
 from stablerank.zoo.resolve import resolve
 
 Row = dict[str, Any]
+
+CALIBRATION = 256
+"""Training prompts that a data-driven initialiser reads."""
 
 
 def load_policy(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -51,6 +54,16 @@ def load_policy(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     if recipe.adapter.in_place or isinstance(recipe.adapter, SavedSpec):
         model = prepare_adapter(model, recipe.adapter)
     return model, tokenizer
+
+
+def calibrated(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> PreTrainedModel:
+    """The model, with the adapter on it where its first factors are drawn from what the model reads."""
+    if recipe.adapter.kind not in NEEDS_DATA:
+        return model
+    ids = (prompt_ids(tokenizer, row["prompt"], index) for index, row in enumerate(rows[:CALIBRATION]))
+    return prepare_adapter(model, recipe.adapter, calibration=[{"input_ids": torch.tensor([row])} for row in ids])
 
 
 def _check_adapter_fits(recipe: Recipe, model: PreTrainedModel) -> None:

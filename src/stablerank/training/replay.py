@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from stablerank.adapters.prepare import NEEDS_DATA, prepare_adapter
 from stablerank.errors import RunFolderError
 from stablerank.evaluation.prompts import prompt_ids
 from stablerank.rewards.credit.advantages import Component, Credit, advantages
@@ -27,12 +26,11 @@ from stablerank.rewards.deposits import Deposit, Reward
 from stablerank.rewards.forwards import Needs
 from stablerank.rewards.rollout import Rollout
 from stablerank.training.grpo import CreditGRPOTrainer, build_trainer, grpo_config
+from stablerank.training.policy import calibrated
 from stablerank.training.recipe import Recipe
 from stablerank.training.scoring import WeightedReward
 
 Row = dict[str, Any]
-CALIBRATION = 256
-"""Training prompts that a data-driven initialiser reads."""
 
 
 @dataclass(frozen=True)
@@ -124,16 +122,9 @@ def _trainer(
     recipe = recipe.model_copy(update={"trainer": {**recipe.trainer, **one_group}})
     config = grpo_config(recipe, checkpoints)
     set_seed(recipe.seed)
-    return build_trainer(recipe, config, _calibrated(recipe, model, tokenizer), tokenizer, rewards, rows, [])
-
-
-def _calibrated(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model, with the adapter on it where its first factors are drawn from what the model reads."""
-    if recipe.adapter.kind not in NEEDS_DATA:
-        return model
-    rows = recipe.data.train_rows()[:CALIBRATION]
-    ids = (prompt_ids(tokenizer, row["prompt"], index) for index, row in enumerate(rows))
-    return prepare_adapter(model, recipe.adapter, calibration=[{"input_ids": torch.tensor([row])} for row in ids])
+    return build_trainer(
+        recipe, config, calibrated(recipe, model, tokenizer, recipe.data.train_rows()), tokenizer, rewards, rows, []
+    )
 
 
 def _load(trainer: CreditGRPOTrainer, checkpoint: Path) -> None:

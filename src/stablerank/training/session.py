@@ -20,10 +20,8 @@ from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from stablerank.adapters.counts import parameter_counts
-from stablerank.adapters.prepare import NEEDS_DATA, prepare_adapter
 from stablerank.adapters.specs import AdapterSpec
 from stablerank.evaluation.held_out import HeldOut, evaluate_policy
-from stablerank.evaluation.prompts import prompt_ids
 from stablerank.runs.folder import RunFolder, claim
 from stablerank.runs.manifest import code_state, device_state, file_hashes, package_versions
 from stablerank.training.callbacks import (
@@ -35,15 +33,12 @@ from stablerank.training.callbacks import (
 from stablerank.training.closing import save_model, write_summary
 from stablerank.training.grpo import CreditGRPOTrainer, build_trainer, grpo_config
 from stablerank.training.landing_callback import LandingCallback
-from stablerank.training.policy import check_rows, load_policy
+from stablerank.training.policy import calibrated, check_rows, load_policy
 from stablerank.training.recipe import Recipe, parse_recipe
 from stablerank.training.rewards import build_rewards
 from stablerank.training.telemetry import GeometryCallback, initial_weights
 
 Row = dict[str, Any]
-
-CALIBRATION = 256
-"""Training prompts that a data-driven initialiser reads."""
 
 
 class Progress(Protocol):
@@ -159,7 +154,7 @@ class _Session:
         trainer = build_trainer(
             self.recipe,
             self.config,
-            self._calibrated(),
+            calibrated(self.recipe, self.model, self.tokenizer, self.rows),
             self.tokenizer,
             self.rewards,
             self.rows,
@@ -171,14 +166,6 @@ class _Session:
             geometry.initial = initial_weights(trainer.model)
             geometry.log_scalar = trainer.log_scalar
         return trainer
-
-    def _calibrated(self) -> PreTrainedModel:
-        """The model, with the adapter on it where its first factors are drawn from what the model reads."""
-        spec = self.recipe.adapter
-        if spec.kind not in NEEDS_DATA:
-            return self.model
-        ids = (prompt_ids(self.tokenizer, row["prompt"], index) for index, row in enumerate(self.rows[:CALIBRATION]))
-        return prepare_adapter(self.model, spec, calibration=[{"input_ids": torch.tensor([row])} for row in ids])
 
     def _telemetry(self, folder: RunFolder) -> GeometryCallback | None:
         if not self.recipe.geometry.every:

@@ -56,6 +56,11 @@ def test_a_success_cannot_be_forged(rewards):
     assert dict(zip([*FORGERIES, "right"], values, strict=True)) == {**dict.fromkeys(FORGERIES, 0.0), "right": 1.0}
 
 
+def test_code_that_ends_before_its_tests_passes_none(rewards):
+    codes = ["import os\nos._exit(0)", "raise SystemExit(0)", "1/0", "x = 1"]
+    assert rewards(codes, [["assert True"]] * 4) == [0.0, 0.0, 0.0, 1.0]
+
+
 def test_built_ins_and_modules_of_the_test_are_its_own(rewards):
     tests = ["assert abs(f(1) - 7) < 1e-6", "assert math.isclose(f(1), 7)", "assert sorted(f(2)) == [1, 2]"]
     code = (
@@ -185,7 +190,7 @@ def test_no_word_of_the_code_reaches_a_listening_server(rewards):
 def test_nothing_is_left_behind(rewards):
     before = set(os.listdir(tempfile.gettempdir()))
     running = _children()
-    rewards(["import time\ntime.sleep(100)\ndef f(x): return 1", RIGHT, "x = 1"], [TEST] * 3)
+    rewards(["while True: pass", RIGHT, "x = 1"], [TEST] * 3)
     left = {name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith("stablerank-")}
     assert not left and _children() <= running
 

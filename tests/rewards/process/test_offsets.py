@@ -54,13 +54,23 @@ def test_the_space_before_a_word_is_kept(any_tokenizer):
     assert token_ends(ids, decoder(any_tokenizer))[0] == "1 + 2  = 3"
 
 
-@pytest.mark.parametrize("kind", ["text", "no text", "mixed"])
+@pytest.mark.data
+def test_an_id_without_a_token_does_not_take_the_space_behind_it(stories):
+    # Embeddings are often padded, so a policy can sample ids that its tokenizer does not have.
+    first, second = (stories(word, add_special_tokens=False).input_ids for word in ("a", "b"))
+    ids = (*first, len(stories) + 7, *second)
+    text, ends = token_ends(ids, decoder(stories))
+    assert text == "a b" and ends[len(first)] == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "no text", "mixed", "no token"])
 def test_the_cost_is_linear(byte_bpe, kind):
     rng, decode, decoded = random.Random(0), decoder(byte_bpe), []
     broken = byte_bpe.convert_tokens_to_ids("ÿ")
     ids = {
         "text": byte_bpe("So 7 * 2 = 14.\n" * 200).input_ids,
         "no text": [broken] * 2000,
+        "no token": [len(byte_bpe) + 7] * 2000,
         "mixed": [rng.randrange(2, len(byte_bpe)) for _ in range(2000)],
     }[kind]
     token_ends(tuple(ids), lambda window: decoded.append(len(window)) or decode(window))
