@@ -14,13 +14,13 @@ from pydantic_core import PydanticUndefined
 from stablerank.adapters.specs import AdapterSpec, LoraSpec
 from stablerank.evaluation.specs import EvaluationSpec
 from stablerank.rewards.credit.specs import CreditSpec
-from stablerank.rewards.specs import MathVerifySpec, PythonSpec
+from stablerank.rewards.specs import MathVerifySpec, MixtureSpec, PythonSpec, SingleRewardSpec
 from stablerank.runs.geometry_rows import GeometryRow
 from stablerank.tasks.specs import ArithmeticSpec, FileSpec
 from stablerank.training.recipe import LOSS_SETTINGS, GeometrySpec, ModelSpec, OptimiserSpec, Recipe
 
 ROOT = Path(__file__).parents[1]
-UNIONS = (LoraSpec, ArithmeticSpec, FileSpec, MathVerifySpec, PythonSpec)
+UNIONS = (LoraSpec, ArithmeticSpec, FileSpec, MathVerifySpec, PythonSpec, MixtureSpec)
 RECIPE_TABLES = (Recipe, ModelSpec, *UNIONS, CreditSpec, OptimiserSpec, LOSS_SETTINGS, GeometrySpec, EvaluationSpec)
 """What the tables of docs/recipe.md are about, in their order."""
 
@@ -133,6 +133,17 @@ def test_recipe_document_lists_what_each_adapter_adds():
         true = {name: "required" if value is PydanticUndefined else value for name, value in defaults_of(spec).items()}
         shared = defaults_of(LoraSpec)
         assert listed == {name: v for name, v in true.items() if name != "kind" and (name, v) not in shared.items()}
+
+
+def test_recipe_document_lists_what_each_reward_has():
+    section = (ROOT / "docs" / "recipe.md").read_text().partition("| kind | its own fields | page |")[2]
+    rows = dict(re.findall(r"^\| (\w+) \| (.*?) \|", section.partition("\n\n")[0], re.MULTILINE))
+    others = [spec for spec in get_args(get_args(SingleRewardSpec)[0]) if spec not in (MathVerifySpec, PythonSpec)]
+    assert list(rows) == [get_args(spec.model_fields["kind"].annotation)[0] for spec in others]
+    for spec, row in zip(others, rows.values(), strict=True):
+        listed = yaml.safe_load("{" + ", ".join(re.findall(r"`(.*?)`", row)) + "}")
+        fields = {name: field for name, field in spec.model_fields.items() if name != "kind"}
+        assert listed == {n: "required" if f.is_required() else f.get_default() for n, f in fields.items()}
 
 
 def test_run_folder_document_lists_every_geometry_column():

@@ -44,7 +44,7 @@ LANGUAGE = {
         "s = Stack()\ns.push(1)\ns.push('a')\nassert s.items == [1, 'a'] and len(s.items) == 2"
     ),
     "import asyncio\ndef f():\n async def g(): return 3\n return asyncio.run(g())": "assert f() == 3",
-    "from threading import Thread\no = []\nt = Thread(target=o.append, args=(1,))\nt.start()\nt.join()": "assert o == [1]",
+    "from threading import Thread\no = []\nt = Thread(None, o.append, '', [1])\nt.start()\nt.join()": "assert o == [1]",
     "from dataclasses import dataclass\n@dataclass\nclass P:\n x: int = 0": "assert P(3).x == 3",
 }
 

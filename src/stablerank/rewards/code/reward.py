@@ -6,7 +6,7 @@ counted; a row whose tests cannot be read makes its completions unscorable (NaN)
 The program runs confined (``confine.py``), and what it returns or prints is compared elsewhere (``judge.py``,
 ``unit_tests.py``): it cannot report a success of its own.
 
-Cost: 40 to 60 ms of CPU a completion, or a test for programs, plus what the code takes; ``workers`` at once.
+Cost: about 90 ms of CPU a completion, or 50 ms a test of programs, plus what the code takes; ``workers`` at once.
 
 Left out on purpose: partial credit within a test, coverage, style.
 """

@@ -4,7 +4,7 @@ A process gets a session of its own, an empty temporary folder to be in, no envi
 reward does not depend on the order of a set), no site-packages, and files without a name for what goes in and out. It
 ends with its wall-clock limit, which is three times its CPU limit and two seconds for a busy machine.
 
-Cost: one interpreter a test for programs, two a completion for assert statements: 40 to 60 ms of CPU each.
+Cost: one interpreter a test for programs, two a completion for assert statements: about 50 ms of CPU each.
 
 Left out on purpose: other systems than Linux, and containers or remote sandboxes (write a ``python`` reward for them).
 """

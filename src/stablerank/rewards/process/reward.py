@@ -100,8 +100,8 @@ def question_text(prompt: Prompt, row: int) -> str:
             f"prompt {row} has no user message among its {len(prompt)}, so the process reward has no question; name a "
             "dataset column with reward.question_column"
         )
-    # Content comes as text or as typed parts.
-    return asked[-1] if isinstance(asked[-1], str) else "".join(part.get("text", "") for part in asked[-1])
+    # Content comes as text, as typed parts, or not at all.
+    return asked[-1] if isinstance(asked[-1], str) else "".join(part.get("text", "") for part in asked[-1] or ())
 
 
 def _check(scores: Sequence[Score], steps: int, row: int) -> None:
