@@ -2,7 +2,7 @@
 
 import json as json_module
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -88,6 +88,20 @@ def evaluate(
         print(f"stablerank: interrupted; {way_on}.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(json_module.dumps(found.results(), indent=2, allow_nan=False) if json else _text(found))
+
+
+def print_headroom(recipe: str, overrides: Sequence[str]) -> None:
+    """Whether a recipe's policy samples anything to reinforce, on stderr; for `stablerank train --headroom`."""
+    from rich.console import Console
+
+    with Console(stderr=True).status("loading torch, transformers and peft"):
+        from stablerank.cli.quiet import quiet_libraries
+        from stablerank.evaluating import headroom
+        from stablerank.training.recipe import load_recipe
+    quiet_libraries()
+    with _bar() as progress:
+        found = headroom(load_recipe(recipe, overrides), progress=progress)
+    print("\n".join(_verdict(found)), file=sys.stderr)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -17,6 +17,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option(help="Check everything, print the resolved recipe and the cost; run nothing.")
     ] = False,
+    headroom: Annotated[
+        bool, typer.Option(help="First sample validation problems and say whether there is anything to elicit.")
+    ] = False,
 ) -> None:
     """Post-train a model by a recipe and write a run folder with metrics, geometry, model and report.
 
@@ -30,8 +33,8 @@ def train(
         raise RecipeError(
             "Give either a recipe to train or `--resume RUN`, such as `stablerank train recipes/demo.yaml`."
         )
-    if resume is not None and (overrides or dry_run):
-        raise RecipeError("A resumed run keeps its own recipe; drop the overrides and `--dry-run`.")
+    if resume is not None and (overrides or dry_run or headroom):
+        raise RecipeError("A resumed run keeps its own recipe; drop the overrides, `--dry-run` and `--headroom`.")
     if dry_run:
         from stablerank.cli.dry_run import print_plan
 
@@ -39,4 +42,8 @@ def train(
         return
     from stablerank.cli.running import run_and_report
 
+    if headroom:
+        from stablerank.cli.evaluate import print_headroom
+
+        print_headroom(str(recipe), overrides or [])
     run_and_report(recipe, overrides or [], resume)
