@@ -10,13 +10,9 @@ Left out on purpose: partial credit; tasks whose scorer runs the answer as code 
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
-import weakref
 from functools import lru_cache
-from typing import IO, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
@@ -27,9 +23,10 @@ from stablerank.rewards.deposits import Deposit, Reward, trajectory_deposit
 from stablerank.rewards.gym_scores import EVALUATED
 from stablerank.rewards.outcome import READ_CHARACTERS, REMEMBERED_VERDICTS, answer_text
 from stablerank.rewards.rollout import Rollout
-from stablerank.rewards.verifier import Verdict, Verifier, _stop
+from stablerank.rewards.verifier import Verdict, Verifier
 
 _REWARD: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "no_answer": 0.0, "undecided": 0.0, "no_gold": None}
+_WORKER, _REMEDY = "stablerank.rewards.gym_scores", "try `pip install 'stablerank[tasks]'`"
 _NUMBER = re.compile(r"(?:(?<![\w)])[-+])?\d(?:[\d,]*\d)?(?:\.\d+)?")
 
 
@@ -46,7 +43,7 @@ class GymReward(Reward):
 
     def __init__(self, metadata_column: str = "metadata", cpu_seconds: float = 2.0) -> None:
         self.metadata_column = metadata_column
-        self._verdict = lru_cache(maxsize=REMEMBERED_VERDICTS)(_Scorer(cpu_seconds).verdict)
+        self._verdict = lru_cache(maxsize=REMEMBERED_VERDICTS)(Verifier(cpu_seconds, _WORKER, _REMEDY).verdict)
 
     def __call__(self, rollout: Rollout) -> Deposit:
         """Score every completion. Raises RewardError if the data lacks the column or the task cannot be scored."""
@@ -109,31 +106,3 @@ def _gold(scored: str) -> str | None:
             "choose another data.task"
         )
     return "" if answer is None else str(answer)
-
-
-class _Scorer(Verifier):
-    """A `Verifier` whose worker is that of ``gym_scores.py``."""
-
-    def _running(self) -> "subprocess.Popen[str]":
-        if self._process is None or self._process.poll() is not None:
-            self._process = _start(self.cpu_seconds)
-            weakref.finalize(self, _stop, self._process)
-        return self._process
-
-
-def _start(cpu_seconds: float) -> "subprocess.Popen[str]":
-    """A worker that said ``ready``, with our modules and none from the current folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "stablerank.rewards.gym_scores", str(cpu_seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        start_new_session=True,  # Ctrl-C is the trainer's business
-    )
-    if cast(IO[str], process.stdout).readline().strip() == "ready":
-        return process
-    complaint = (cast(IO[str], process.stderr).read().strip().splitlines() or ["it said nothing"])[-1]
-    _stop(process)
-    raise RewardError(f"the scorer of the gym tasks did not start ({complaint}); try `pip install 'stablerank[tasks]'`")

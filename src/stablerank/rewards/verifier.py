@@ -20,12 +20,19 @@ Verdict = Literal["right", "wrong", "no_answer", "no_gold", "undecided"]
 class Verifier:
     """Judges answers in a worker process that is started at the first question.
 
-    ``cpu_seconds`` bounds the CPU time of one answer. The worker holds about 60 MB, ends with this object, and ends by
-    itself when the trainer is killed.
+    ``cpu_seconds`` bounds the CPU time of one answer. ``worker`` is the module that runs there, ``remedy`` what to do
+    where it does not start. The worker holds about 60 MB, ends with this object, and ends by itself when the trainer
+    is killed.
     """
 
-    def __init__(self, cpu_seconds: float = 2.0) -> None:
+    def __init__(
+        self,
+        cpu_seconds: float = 2.0,
+        worker: str = "stablerank.rewards.verdicts",
+        remedy: str = "try `python -m pip check`",
+    ) -> None:
         self.cpu_seconds = cpu_seconds
+        self._worker, self._remedy = worker, remedy
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
@@ -44,15 +51,15 @@ class Verifier:
 
     def _running(self) -> "subprocess.Popen[str]":
         if self._process is None or self._process.poll() is not None:
-            self._process = _start(self.cpu_seconds)
+            self._process = _start(self._worker, self.cpu_seconds, self._remedy)
             weakref.finalize(self, _stop, self._process)
         return self._process
 
 
-def _start(cpu_seconds: float) -> "subprocess.Popen[str]":
+def _start(worker: str, cpu_seconds: float, remedy: str) -> "subprocess.Popen[str]":
     """A worker that said ``ready``; it sees the same modules as we do, and none from the current folder."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "stablerank.rewards.verdicts", str(cpu_seconds)],
+        [sys.executable, "-P", "-m", worker, str(cpu_seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -64,7 +71,7 @@ def _start(cpu_seconds: float) -> "subprocess.Popen[str]":
         return process
     complaint = (cast(IO[str], process.stderr).read().strip().splitlines() or ["it said nothing"])[-1]
     _stop(process)
-    raise RewardError(f"the math-verify worker did not start ({complaint}); try `{sys.executable} -m pip check`")
+    raise RewardError(f"the worker {worker} did not start ({complaint}); {remedy}")
 
 
 def _ask(process: "subprocess.Popen[str]", question: str) -> str:
