@@ -1,6 +1,7 @@
 """Figures: what is drawn, what is named instead, and that drawing twice gives the same bytes."""
 
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -56,8 +57,14 @@ def test_ids_are_unique_over_the_page_and_every_reference_has_its_target(picture
     assert set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page)) <= {(i, "") for i in ids} | {("", i) for i in ids}
 
 
-def test_pyplot_is_never_loaded(pictures: list[Picture]) -> None:
-    assert pictures and "matplotlib.pyplot" not in sys.modules
+def test_pyplot_is_never_loaded(make_run: Callable[..., Path]) -> None:
+    """In a process of its own: here, another test's library may have loaded it."""
+    draws = (
+        "import sys; from pathlib import Path; from stablerank.reports import figures, read; "
+        "assert figures.learning_curve(read.read_run(Path(sys.argv[1]))); print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", draws, str(make_run())], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_column_that_was_not_recorded_is_named(make_run: Callable[..., Path]) -> None:

@@ -143,9 +143,7 @@ def test_likelihood_is_the_mean_log_probability_of_what_was_sampled(student, tok
         probabilities = distributions(student, prompt, completion)
         logprobs_NT[row, : len(completion)] = torch.tensor(np.log(probabilities))[range(len(completion)), completion]
         expected.append(by_hand("likelihood", probabilities, completion))
-    # A pass may be padded further than the longest completion.
-    forward = Forward(torch.nn.functional.pad(logprobs_NT, (0, 3), value=float("nan")))
-    deposit = IntrinsicReward("likelihood", of)(rollout(completions, **{of: forward}))
+    deposit = IntrinsicReward("likelihood", of)(rollout(completions, **{of: Forward(logprobs_NT)}))
     assert deposit.trajectory_rewards_N[:3].tolist() == pytest.approx(expected, rel=1e-6)
     assert deposit.trajectory_rewards_N[3].isnan()
 

@@ -297,7 +297,7 @@ def version(name):
 
 
 def committed_source(world, monkeypatch):
-    change_text(world.package / "rewards" / "credit.py", "import", "import  ")
+    change_text(world.package / "rewards" / "credit" / "advantages.py", "import", "import  ")
     world.commit()
 
 
