@@ -172,6 +172,47 @@ def credit_bias() -> str:
     return table(f"rule | nearest objective | {sizes} | worst, {largest} | noise | pay for length", rows)
 
 
+def densities() -> str:
+    rows = [
+        [recipe, str(run["seed"]), str(run["steps"]), percent(run["pass_at_1_after"]), points(run["pass_at_1_gain"])]
+        for recipe, runs in load("densities").items()
+        for run in runs
+    ]
+    return table("recipe | seed | steps | pass@1 after | gain", rows)
+
+
+def shared_forward() -> str:
+    rows = [
+        [
+            place.removeprefix("zoo:"),
+            row["arms"],
+            row["part"],
+            f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
+            "" if row["goal"] is None else f"{row['goal']:g}",
+        ]
+        for place, found in load("shared_forward").items()
+        for row in found["ratios"]
+    ]
+    return table("model | ratio of | part of the step | ratio (95 %) | at most", rows)
+
+
+def shared_forward_memory() -> str:
+    rows = [
+        [place.removeprefix("zoo:"), name, f"{peak / 1e6:.0f} MB", f"{peak / max(found['peak_bytes'].values()):.2f}"]
+        for place, found in load("shared_forward").items()
+        for name, peak in found.get("peak_bytes", {}).items()
+    ]
+    return table("model | arm | peak above the loaded policy | ratio to the largest", rows)
+
+
+def distillation_beside_trl() -> str:
+    rows = [
+        [run["method"], str(run["seed"]), percent(run["before"]), percent(run["after"]), points(run["gain"])]
+        for run in load("distillation_beside_trl")["runs"]
+    ]
+    return table("method | seed | pass@1 before | after | gain", rows)
+
+
 def outcome_reward() -> str:
     found = json.loads((ROOT / "studies" / "outcome-reward" / "verdict.json").read_text())
     judged = [(finding["decision"], finding["claim"], finding["rule"]["outcome"]) for finding in found["hypotheses"]]
@@ -191,6 +232,10 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "telemetry_cost": telemetry_cost,
     "kill_resume": kill_resume,
     "credit_bias": credit_bias,
+    "densities": densities,
+    "distillation_beside_trl": distillation_beside_trl,
+    "shared_forward": shared_forward,
+    "shared_forward_memory": shared_forward_memory,
     "measure": measure,
     "outcome_reward": outcome_reward,
     "process_alignment": process_alignment,
