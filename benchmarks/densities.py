@@ -17,19 +17,21 @@ from stablerank.training.recipe import load_recipe
 RECIPES = ("process", "distillation", "mixture")
 
 
-def measured(recipe: str, seed: int, work: Path, split: str) -> dict[str, Any]:
-    folder = RunFolder(work / f"{recipe}-{split}-{seed}")
+def measured(recipe: str, seed: int, work: Path, split: str, steps: int | None) -> dict[str, Any]:
+    folder = RunFolder(work / f"{recipe}-{split}-{seed}{'' if steps is None else f'-{steps}'}")
     place, overrides = f"recipes/{recipe}.yaml", [f"seed={seed}", f"evaluation.split={split}"]
+    overrides += [] if steps is None else [f"trainer.max_steps={steps}"]
     if folder.manifest_path.exists():
         wanted = load_recipe(ROOT / place, [*overrides, f"output={folder.path}"]).resolved()
         if folder.manifest()["recipe"] != wanted:
             raise SystemExit(f"{folder.path} holds a run of another recipe: delete it or choose another --work.")
     summary = folder.summary() if folder.is_complete() else train(folder.path, place, overrides)
     kept = ("pass_at_1_before", "pass_at_1_after", "pass_at_1_gain", "steps", "verdict")
+    means = {row["step"]: row["reward"] for row in folder.metrics.rows()}
     curve = [
-        {key: row[key] for key in ("step", "pass_at_1", "mean_length")}
+        {**{key: row[key] for key in ("step", "pass_at_1", "mean_length")}, "reward": means[row["step"]]}
         for row in folder.evaluations.rows()
-        if row["phase"] == "curve"
+        if row["phase"] == "curve" and row["step"]
     ]
     return {"seed": seed, **{key: summary[key] for key in kept}, "curve": curve}
 
@@ -50,15 +52,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", nargs="*", type=int, default=[201, 202, 203])
     parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--steps", type=int, help="in place of the recipe's")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "densities", help="where the run folders go")
     arguments = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in RECIPES}
+    found: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in arguments.recipes}
+    name = "densities" if arguments.split == "test" else "densities_validation"
+    settings = {key: value for key, value in vars(arguments).items() if key != "work"}
     for seed in arguments.seeds:
-        for recipe in RECIPES:
-            found[recipe].append(measured(recipe, seed, arguments.work.resolve(), arguments.split))
-            print(recipe, seed, interval(found[recipe][-1]["pass_at_1_gain"]), flush=True)
-            name = "densities" if arguments.split == "test" else "densities_validation"
-            write_results(name, {"seeds": arguments.seeds, "split": arguments.split}, found)
+        for recipe in arguments.recipes:
+            run = measured(recipe, seed, arguments.work.resolve(), arguments.split, arguments.steps)
+            found[recipe].append(run)
+            print(recipe, seed, interval(run["pass_at_1_gain"]), flush=True)
+            write_results(name, settings, found)
     print_table("held-out pass@1 with 95 % intervals", ("recipe", "seed", "steps", "after", "gain"), rows(found))
 
 

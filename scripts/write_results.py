@@ -181,6 +181,20 @@ def densities() -> str:
     return table("recipe | seed | steps | pass@1 after | gain", rows)
 
 
+def process_curve() -> str:
+    (run,) = load("densities_validation")["process"]
+    rows = [
+        [
+            str(point["step"]),
+            f"{100 * point['pass_at_1']:.1f} %",
+            f"{point['reward']:.2f}",
+            f"{point['mean_length']:.1f}",
+        ]
+        for point in run["curve"]
+    ]
+    return table("step | pass@1 on validation | mean process reward in training | tokens", rows)
+
+
 def shared_forward() -> str:
     rows = [
         [
@@ -233,6 +247,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "kill_resume": kill_resume,
     "credit_bias": credit_bias,
     "densities": densities,
+    "process_curve": process_curve,
     "distillation_beside_trl": distillation_beside_trl,
     "shared_forward": shared_forward,
     "shared_forward_memory": shared_forward_memory,
