@@ -54,6 +54,7 @@ def test_accelerate_reads_its_settings(name: str) -> None:
         assert config.deepspeed_config["zero_stage"] == 3
         return
     settings = {key.removeprefix("fsdp_"): value for key, value in config.fsdp_config.items()}
+    settings["fsdp_version"] = settings.pop("version")
     settings |= {
         "auto_wrap_policy": settings["auto_wrap_policy"].lower(),
         "cpu_offload": settings.pop("offload_params"),
