@@ -2,13 +2,14 @@
 
 import json as json_module
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from stablerank.cli.bars import passing_bar
 from stablerank.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -161,21 +162,8 @@ def _verdict(headroom: "Headroom") -> list[str]:
     return [f"{word}{headroom.sentence}", *rule, f"  {numbers}"]
 
 
-@contextmanager
-def _bar() -> Iterator["Progress"]:
-    """A bar with completions on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _bar() -> "AbstractContextManager[Progress]":
+    """A bar with completions."""
+    from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("completions"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[model]}", markup=False),
-    )
-    console = Console(stderr=True)
-    # Into a file or a pipe a bar would leave an empty line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("completions", total=None, model="")
-        yield lambda done, total, model: bars.update(task, completed=done, total=total, model=model)
+    return passing_bar("completions", MofNCompleteColumn(), TimeRemainingColumn())

@@ -3,12 +3,13 @@
 import json as json_module
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from stablerank.cli.bars import passing_bar
 
 if TYPE_CHECKING:
     from stablerank.measuring import Measurement, Progress
@@ -87,22 +88,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def _bar() -> Iterator["Progress"]:
-    """A bar with bytes on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def _bar() -> "AbstractContextManager[Progress]":
+    """A bar with bytes."""
+    from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("measuring"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[tensor]}", markup=False),
-    )
-    console = Console(stderr=True)
-    # Into a file or a pipe a bar would leave an empty line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("measuring", total=None, tensor="")
-        yield lambda done, total, tensor: bars.update(task, completed=done, total=total, tensor=tensor)
+    return passing_bar("measuring", DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

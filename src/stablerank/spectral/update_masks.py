@@ -15,8 +15,7 @@ made by training unless the representable fraction is high (representable.py).
 Numerics: magnitudes are compared in fp32 (the reconstruction itself is fp64), where non-negative numbers sort as their
 bit patterns. The threshold is found exactly and over blocks, so memory stays bounded (``torch.quantile`` refuses more
 than 2^24 entries): of a reconstruction by two histograms of 16 bits each, three passes that each rebuild it, O(O I K);
-of a tensor in memory by a bracket from a sample and a selection inside it, four light passes of numpy on the CPU, which
-compares and counts several times as fast as torch there.
+of a tensor in memory by a bracket from a sample and a selection inside it, four light passes of numpy on the CPU.
 
 Left out on purpose: one threshold for a whole model.
 """

@@ -89,7 +89,7 @@ class _Listener:
 
     @cached_property
     def _head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the head in fp32: bf16 logits would be off by some 0.06."""
+        """Weight and bias of the head in fp32: it rounds logits to its own dtype."""
         head = self._model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         return head.weight.detach().float(), None if bias is None else bias.detach().float()
