@@ -125,6 +125,7 @@ def reward(text):
 MODEL = ["model.path=./model"]
 DATA = ["data={kind: file, path: rows.jsonl}"]
 LONG = {"prompt": "1+" * 130 + "1=?\n", "answer": "131"}
+PROCESS = "reward={kind: process, model: 'zoo:arith-prm', question_column: bare}"
 PYTHON = ["reward={kind: python, ref: 'reward.py:score'}"]
 BAD = {
     "unknown key": (None, ["adapter.kind=lora", "adapter.rank=4"], ["'adapter.rank'", "mend the spelling"]),
@@ -152,6 +153,16 @@ BAD = {
         rows(*({"prompt": f"{n}", "gold": "1"} for n in range(60))),
         DATA,
         ["'answer'", "gold", "data.columns.answer"],
+    ),
+    "no column for the process reward": (
+        rows(*GOOD),
+        [*DATA, PROCESS, "evaluation.reward={kind: math_verify}"],
+        ["process", "'bare'", "data.columns.bare"],
+    ),
+    "no column of tests": (
+        rows(*GOOD),
+        [*DATA, "reward={kind: code_tests, execution: allowed}"],
+        ["code_tests", "'tests'", "data.columns.tests"],
     ),
     "too few rows": (rows({"prompt": "1+1=?\n", "answer": "2"}), DATA, ["leaves no", "row"]),
     "chat without a template": (

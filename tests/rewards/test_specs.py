@@ -1,9 +1,23 @@
+import pkgutil
+from importlib import import_module
+from typing import get_args
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+import stablerank.rewards
+from stablerank.rewards.base_spec import RewardSpecBase
 from stablerank.rewards.specs import MathVerifySpec, PythonSpec, RewardSpec
 
 SPEC = TypeAdapter(RewardSpec)
+
+
+def test_every_spec_of_the_room_can_be_named_in_a_recipe():
+    for module in pkgutil.walk_packages(stablerank.rewards.__path__, "stablerank.rewards."):
+        import_module(module.name)
+    kinds = {get_args(spec.model_fields["kind"].annotation)[0] for spec in RewardSpecBase.__subclasses__()}
+    assert len(kinds) > 10
+    assert kinds <= set(SPEC.json_schema()["discriminator"]["mapping"])
 
 
 def test_kind_chooses_the_spec_and_the_spec_builds(tokenizer):

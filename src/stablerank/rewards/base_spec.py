@@ -20,6 +20,11 @@ class RewardSpecBase(BaseModel, ABC):
     default_credit: ClassVar[CreditSpec] = CreditSpec()
     """Where the recipe says nothing."""
 
+    @property
+    def columns(self) -> list[str]:
+        """Dataset columns that it reads beside the prompt: those that its settings ``*_column`` name."""
+        return [value for setting, value in self if setting.endswith("_column") and value]
+
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase) -> Reward:
         """The reward for a policy with this tokenizer. Loads and checks whatever it runs.

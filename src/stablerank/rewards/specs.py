@@ -6,11 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
 from stablerank.rewards.base_spec import RewardSpecBase
+from stablerank.rewards.choice import MultipleChoiceSpec
+from stablerank.rewards.code.spec import CodeTestsSpec
 from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.deposits import Reward
 from stablerank.rewards.distillation.spec import DistillationSpec
 from stablerank.rewards.divergence import KLSpec
 from stablerank.rewards.geometric import StableRankSpec
+from stablerank.rewards.gym import GymSpec
 from stablerank.rewards.intrinsic import IntrinsicSpec
 from stablerank.rewards.length import LengthSpec
 from stablerank.rewards.outcome import MathVerifyReward
@@ -45,7 +48,17 @@ class PythonSpec(RewardSpecBase):
 
 
 _Single = (
-    MathVerifySpec | PythonSpec | ProcessSpec | DistillationSpec | IntrinsicSpec | KLSpec | LengthSpec | StableRankSpec
+    MathVerifySpec
+    | PythonSpec
+    | MultipleChoiceSpec
+    | CodeTestsSpec
+    | GymSpec
+    | ProcessSpec
+    | DistillationSpec
+    | IntrinsicSpec
+    | KLSpec
+    | LengthSpec
+    | StableRankSpec
 )
 SingleRewardSpec = Annotated[_Single, Field(discriminator="kind")]
 

@@ -96,8 +96,7 @@ def _row_of_the_run(recipe: Recipe, group: RecordedGroup) -> Row:
 def require_columns(recipe: Recipe, asked: AskedGroup) -> None:
     """Refuse a group that lacks a column which a setting of a reward (``answer_column`` and kin) names."""
     for reward in (component.reward for component in recipe.components):
-        named = [value for setting, value in reward.model_dump().items() if setting.endswith("_column") and value]
-        for column in named:
+        for column in reward.columns:
             if column not in asked.rows[0]:
                 there = ", ".join(sorted(set(asked.rows[0]) - {"prompt"})) or "none"
                 raise DataError(

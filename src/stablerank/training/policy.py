@@ -83,13 +83,13 @@ def check_rows(recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedToke
     A prompt and the longest completion of training or evaluation must fit the model's context together.
     """
     for reward in (*(component.reward for component in recipe.components), recipe.judge):
-        column = getattr(reward, "answer_column", "prompt")
-        if lacking := [index for index, row in enumerate(rows) if column not in row]:
-            there = ", ".join(sorted(rows[lacking[0]]))
-            raise DataError(
-                f"The reward reads the column {column!r}, which the data lack (columns: {there}); name the file's "
-                f"column with `data.columns.{column}=COLUMN`."
-            )
+        for column in reward.columns:
+            if lacking := [index for index, row in enumerate(rows) if column not in row]:
+                there = ", ".join(sorted(rows[lacking[0]]))
+                raise DataError(
+                    f"The reward {reward.kind} reads the column {column!r}, which row {lacking[0]} lacks (columns: "
+                    f"{there}); name the file's column with `data.columns.{column}=COLUMN`."
+                )
     context = getattr(model.config, "max_position_embeddings", math.inf)
     longest = max(recipe.loss_settings["max_completion_length"], recipe.evaluation.max_new_tokens or 0)
     for index, row in enumerate(rows):
