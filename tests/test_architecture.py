@@ -15,7 +15,7 @@ SOURCE = ROOT / "src"
 FLOORS = (
     {"errors"},
     {"spectral", "runs", "tasks", "zoo"},
-    {"adapters", "optimisers", "diagnoses"},
+    {"adapters", "optimisers", "diagnoses", "dynamics"},
     {"probes", "compression"},
     {"rewards"},
     {"evaluation"},
@@ -24,7 +24,7 @@ FLOORS = (
     {"reports"},
     {"cli"},
 )
-FACADES = ("", "__main__", "facade", "evaluating", "inspecting", "measuring", "peft")
+FACADES = ("", "__main__", "diagnosing", "facade", "evaluating", "inspecting", "measuring", "peft")
 TOP_ROOM = "cli"
 """`__init__.py`, `__main__.py` and the facades of the package belong to the top floor."""
 HEAVY = ("torch", "transformers", "trl", "peft", "ray", "vllm", "datasets", "matplotlib")

@@ -25,6 +25,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from stablerank.adapters.reference import guard_reference
+from stablerank.dynamics.batch import answered, reward_length_correlation
 from stablerank.errors import RecipeError
 from stablerank.rewards.credit.advantages import Component, Credit, advantages
 from stablerank.rewards.deposits import Deposit
@@ -144,13 +145,22 @@ class CreditGRPOTrainer(GRPOTrainer):
         rewards = {name: deposit.trajectory_rewards_N.tolist() for name, deposit in deposits.items()}
         weights = [weighted.weight for weighted in self._scoring.rewards]
         rows = rollout_rows(rollout, rewards, weights, advantage_N.tolist(), self.max_completion_length)
-        rows = gather_object(rows)
+        step = self.state.global_step + 1
+        gathered = enumerate(gather_object(rows))
+        rows = [{"step": step, **row, "row": i, "group": i // self.num_generations} for i, row in gathered]
+        self._log_batch(rows)
         if self._rollout_sink is not None and self.accelerator.is_main_process:
-            step = self.state.global_step + 1
-            numbered = [
-                {"step": step, **row, "row": i, "group": i // self.num_generations} for i, row in enumerate(rows)
-            ]
-            self._rollout_sink(step, numbered)
+            self._rollout_sink(step, rows)
+
+    def _log_batch(self, rows: Sequence[RolloutRow]) -> None:
+        reward_N, tokens_N, group_N = ([row[key] for row in rows] for key in ("reward", "tokens", "group"))
+        found = {
+            "answered": answered([row["completion"] for row in rows]),
+            "reward_length_correlation": reward_length_correlation(reward_N, tokens_N, group_N),
+        }
+        for name, value in found.items():
+            if not math.isnan(value):  # TRL would log it as null
+                self.log_scalar(name, value)
 
 
 def _padded(deposit: Deposit, width: int) -> Deposit:

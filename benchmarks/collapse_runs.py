@@ -1,0 +1,79 @@
+"""Runs that learn and runs that collapse, on the embedded student: `python benchmarks/collapse_runs.py [SETTING ...]`.
+
+Each setting is a recipe with overrides; each run leaves a trace (traces.py), which the benchmarks of alarms, onsets and
+credit rules read. A run that has a trace is not repeated, an interrupted one is taken up again. Held-out answers are
+those of the validation split, every five steps, judged by the answer alone.
+
+S4 is gernim/lora-reward-density, scaled: its four prompts by four completions, temperature 0.7, top-p 0.95, 100 steps,
+KL coefficient 0.05 and LoRA alpha 32 are kept; its 1,536 tokens for answers of 800 become CAP for answers of 14, and
+its learning rate that of the embedded student's recipes.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from common import ROOT
+from traces import TRACES, keep, kept_seeds
+
+from stablerank.runs.folder import RunFolder
+from stablerank.training.recipe import load_recipe
+from stablerank.training.session import resume, start
+
+CAP = 128
+CURVE = [
+    "evaluation.every=5",
+    "evaluation.curve_problems=100",
+    "evaluation.problems=100",
+    "evaluation.split=validation",
+    "evaluation.reward={kind: math_verify}",
+    "geometry.every=5",
+]
+S4 = [
+    *CURVE,
+    "trainer.max_steps=100",
+    "trainer.save_steps=50",
+    "trainer.per_device_train_batch_size=16",
+    "trainer.num_generations=4",
+    "trainer.temperature=0.7",
+    "trainer.top_p=0.95",
+    "trainer.beta=0.05",
+    f"trainer.max_completion_length={CAP}",
+    "optimiser.warmup_steps=0",
+]
+NAIVE = "{rule: return_to_go, epsilon: 1.0e-8}"
+SETTINGS: dict[str, tuple[str, list[str]]] = {
+    "s4-naive": ("recipes/process.yaml", [*S4, f"credit={NAIVE}"]),
+    "s4-recommended": ("recipes/process.yaml", [*S4, "credit={rule: mean_to_go}"]),
+    "s4-outcome": ("recipes/demo.yaml", S4),
+    "s4-distillation": ("recipes/distillation.yaml", S4),
+}
+
+
+def run(name: str, seed: int, work: Path, extra: list[str]) -> None:
+    recipe, overrides = SETTINGS[name]
+    folder = RunFolder(work / f"{name}-{seed}")
+    whole = [*overrides, *extra, f"seed={seed}", f"output={folder.path}"]
+    if folder.manifest_path.exists():
+        resume(folder.path)
+    else:
+        start(load_recipe(ROOT / recipe, whole), overrides=whole)
+    shutil.rmtree(folder.checkpoints_path, ignore_errors=True)
+    keep(name, seed, folder.path, about={"recipe": recipe, "overrides": [*overrides, *extra]})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "collapse")
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        for name in arguments.settings:
+            if seed not in kept_seeds(name):
+                run(name, seed, arguments.work.resolve(), [])
+                print(name, seed, "kept in", TRACES.relative_to(ROOT), flush=True)
+
+
+if __name__ == "__main__":
+    main()

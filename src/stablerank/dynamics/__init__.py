@@ -1,0 +1,1 @@
+"""The dynamics of a run, read from its rows: signals, alarms, onsets, causes. Pure rules, no files, no models."""
