@@ -12,6 +12,9 @@ import sys
 from collections.abc import Callable
 
 import adapter_tables
+import alarm_tables
+import chain_tables
+import diagnosis_tables
 from tables import RESULTS, ROOT, load, table
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -244,6 +247,17 @@ def outcome_reward() -> str:
 
 
 BLOCKS: dict[str, Callable[..., str]] = {
+    "alarms": alarm_tables.alarms,
+    "alarm_runs": alarm_tables.alarm_runs,
+    "alarm_thresholds": alarm_tables.alarm_thresholds,
+    "collapse_chain_links": chain_tables.links,
+    "collapse_chain_events": chain_tables.events,
+    "collapse_chain_lags": chain_tables.lags,
+    "collapse_chain_order": chain_tables.order,
+    "collapse_chain_pairs": chain_tables.pairs,
+    "collapse_chain_rules": chain_tables.rules,
+    "diagnose_faults": diagnosis_tables.diagnose_faults,
+    "diagnose_counts": diagnosis_tables.diagnose_counts,
     "demo_seeds": demo_seeds,
     "demo_tuning": demo_tuning,
     "telemetry_cost": telemetry_cost,

@@ -17,11 +17,15 @@ from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.specs import MathVerifySpec, MixtureSpec, PythonSpec, SingleRewardSpec
 from stablerank.runs.geometry_rows import GeometryRow
 from stablerank.tasks.specs import ArithmeticSpec, FileSpec
+from stablerank.training.alarms import AlarmsSpec
 from stablerank.training.recipe import LOSS_SETTINGS, GeometrySpec, ModelSpec, OptimiserSpec, Recipe
 
 ROOT = Path(__file__).parents[1]
 UNIONS = (LoraSpec, ArithmeticSpec, FileSpec, MathVerifySpec, PythonSpec, MixtureSpec)
-RECIPE_TABLES = (Recipe, ModelSpec, *UNIONS, CreditSpec, OptimiserSpec, LOSS_SETTINGS, GeometrySpec, EvaluationSpec)
+RECIPE_TABLES = (
+    *(Recipe, ModelSpec, *UNIONS, CreditSpec, OptimiserSpec, LOSS_SETTINGS, GeometrySpec),
+    *(AlarmsSpec, EvaluationSpec),
+)
 """What the tables of docs/recipe.md are about, in their order."""
 
 

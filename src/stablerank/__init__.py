@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from stablerank.measuring import measure
     from stablerank.rewards.plain_trl import as_trl_reward
     from stablerank.spectral.functionals import stable_rank
+    from stablerank.training.alarms import watch_collapse
     from stablerank.training.recipe import Recipe, load_recipe
     from stablerank.training.telemetry import GeometryCallback, watch_geometry
+    from stablerank.training.zero import explain_zero
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ _HOMES = {
     "Recipe": "stablerank.training.recipe",
     "as_trl_reward": "stablerank.rewards.plain_trl",
     "evaluate": "stablerank.evaluating",
+    "explain_zero": "stablerank.training.zero",
     "export": "stablerank.facade",
     "headroom": "stablerank.evaluating",
     "inspect_reward": "stablerank.inspecting",
@@ -35,6 +38,7 @@ _HOMES = {
     "prepare_adapter": "stablerank.adapters.prepare",
     "stable_rank": "stablerank.spectral.functionals",
     "train": "stablerank.facade",
+    "watch_collapse": "stablerank.training.alarms",
     "watch_geometry": "stablerank.training.telemetry",
 }
 
@@ -43,6 +47,7 @@ __all__ = [
     "Recipe",
     "as_trl_reward",
     "evaluate",
+    "explain_zero",
     "export",
     "headroom",
     "inspect_reward",
@@ -51,6 +56,7 @@ __all__ = [
     "prepare_adapter",
     "stable_rank",
     "train",
+    "watch_collapse",
     "watch_geometry",
 ]
 

@@ -34,7 +34,7 @@ def elements(page: Any, selector: str) -> list[Any]:
 def test_headings_and_every_figure_render(page: Any) -> None:
     (headline,) = elements(page, "h1")
     assert " ".join(headline.text.split()) == "Training raised pass@1 from 38.3 % to 67.2 %"
-    assert len(elements(page, "h2")) == 8
+    assert len(elements(page, "h2")) == 9
     drawn = elements(page, "figure svg")
     assert len(drawn) == 1 + 8 + 1 + 1 + 8
     for drawing in [*drawn, *elements(page, "h2")]:

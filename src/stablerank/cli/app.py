@@ -6,6 +6,7 @@ from stablerank.cli import (
     adapt,
     cell,
     demo,
+    diagnose,
     doctor_verb,
     evaluate,
     export,
@@ -35,6 +36,7 @@ app.command("measure")(measure.measure)
 app.command("inspect-reward")(inspect_reward.inspect_reward)
 app.command("adapt")(adapt.adapt)
 app.command("report")(report.report)
+app.command("diagnose")(diagnose.diagnose)
 app.command("export")(export.export)
 app.command("doctor")(doctor_verb.doctor)
 app.add_typer(study.app, name="study")

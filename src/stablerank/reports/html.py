@@ -14,7 +14,9 @@ import jinja2
 import yaml
 from markupsafe import Markup, escape
 
-from stablerank.reports import figures, findings, geometry, geometry_figures, words
+from stablerank.errors import RunFolderError
+from stablerank.reports import diagnosis_figures, figures, findings, geometry, geometry_figures, words
+from stablerank.reports.diagnosis import Health, read_health
 from stablerank.reports.pairs import CHANGES, Change, Pair, by_change, pair_up
 from stablerank.reports.read import Run, read_run, series
 from stablerank.runs.atomic import write_text
@@ -48,9 +50,11 @@ def write_report(run_folder: Path) -> Path:
 
 def page(run: Run) -> str:
     """The whole page as text."""
-    template = environment().get_template("template.html.j2")
+    template, health = environment().get_template("template.html.j2"), _health(run)
     return template.render(
         run=run,
+        health=health,
+        health_curves=diagnosis_figures.marked_curves(health) if health and health.diagnoses.marks else [],
         name=run.folder.resolve().name,
         findings=findings,
         words=words,
@@ -90,6 +94,14 @@ def environment() -> jinja2.Environment:
     )
     environment.filters["shortened"] = shortened
     return environment
+
+
+def _health(run: Run) -> Health | None:
+    """None where a table is damaged: the rest of the page stands without it."""
+    try:
+        return read_health(run.folder)
+    except RunFolderError:
+        return None
 
 
 def _pictures(run: Run) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class RunFolder:
         return JsonlTable(self.path / "evaluations.jsonl")
 
     @property
+    def alarms(self) -> JsonlTable:
+        """One row an alarm that was raised."""
+        return JsonlTable(self.path / "alarms.jsonl")
+
+    @property
     def geometry(self) -> ShardedTable:
         """Geometry rows (see `GeometryRow`)."""
         return ShardedTable(self.path / "geometry")
@@ -105,7 +110,7 @@ class RunFolder:
 
     def truncate(self, last_step: int) -> None:
         """Cut every table back to ``last_step``, the step of the checkpoint that a resume starts from."""
-        for table in (self.metrics, self.timings, self.evaluations):
+        for table in (self.metrics, self.timings, self.evaluations, self.alarms):
             table.truncate(last_step)
         for shards in (self.geometry, self.rollouts):
             shards.truncate(last_step)

@@ -48,7 +48,7 @@ def save_model(folder: RunFolder, recipe: Recipe, policy: PreTrainedModel, token
         name=folder.path.name,
         adapter=_described(recipe),
         seed=recipe.seed,
-        steps=recipe.max_steps,
+        steps=steps_done(folder),
         snippet=snippet.format(place=folder.model_path),
     )
     write_text(folder.model_path / "README.md", card)
@@ -83,7 +83,8 @@ def write_summary(folder: RunFolder, recipe: Recipe) -> None:
         "train_seconds": sum(row["step_seconds"] for row in timings),
         "telemetry_seconds": sum(row["telemetry_seconds"] for row in timings),
         "peak_memory_bytes": max([peak_memory_bytes(), *(row["peak_memory_bytes"] for row in timings)]),
-        "steps": recipe.max_steps,
+        "steps": steps_done(folder),
+        "stopped_by": sorted({row["alarm"] for row in folder.alarms.rows() if row["action"] == "stop"}),
         "split": recipe.evaluation.split,
         "model": recipe.model.path,
         "adapter": recipe.adapter.kind,
@@ -91,6 +92,11 @@ def write_summary(folder: RunFolder, recipe: Recipe) -> None:
         "verdict": "improved" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "no clear change",
     }
     write_json(folder.summary_path, summary)
+
+
+def steps_done(folder: RunFolder) -> int:
+    """Optimiser steps that the run took: fewer than its recipe says where an alarm ended it."""
+    return max((int(row["step"]) for row in folder.timings.rows()), default=0)
 
 
 def _interval_of(row: dict[str, Any]) -> dict[str, Any]:

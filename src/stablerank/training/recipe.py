@@ -5,7 +5,6 @@ checks what only the whole can know. The ``trainer`` section goes verbatim into 
 `LOSS_SETTINGS`, which writes out every value that shapes the loss: TRL's own defaults have moved silently before.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -29,6 +28,8 @@ from stablerank.evaluation.specs import EvaluationSpec
 from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.specs import ComponentSpec, MixtureSpec, RewardSpec, SingleRewardSpec
 from stablerank.tasks.specs import DataSpec
+from stablerank.training.alarms import AlarmsSpec
+from stablerank.training.cycle import generation_cycle
 
 LOSS_SETTINGS: dict[str, Any] = {
     "loss_type": "dapo",
@@ -201,6 +202,7 @@ class Recipe(_Spec):
     optimiser: OptimiserSpec = OptimiserSpec()
     trainer: dict[str, Any] = {}
     geometry: GeometrySpec = GeometrySpec()
+    alarms: AlarmsSpec = AlarmsSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     seed: int = Field(0, ge=0)
     output: str
@@ -224,13 +226,10 @@ class Recipe(_Spec):
     def _checkpoints_land_on_whole_cycles(self) -> "Recipe":
         """TRL samples afresh when it resumes inside a cycle, so a checkpoint there could not be resumed exactly."""
         settings = self.loss_settings
-        accumulation = settings["gradient_accumulation_steps"]
-        micro_steps = (settings["steps_per_generation"] or accumulation) * settings["num_iterations"]
-        cycle = math.lcm(micro_steps, accumulation) // accumulation
         for key in ("save_steps", "max_steps"):
-            if settings[key] % cycle:
+            if settings[key] % self.cycle:
                 raise ValueError(
-                    f"trainer.{key}={settings[key]} is not a multiple of {cycle}, the optimiser steps in one "
+                    f"trainer.{key}={settings[key]} is not a multiple of {self.cycle}, the optimiser steps in one "
                     "generation cycle (num_iterations x steps_per_generation / gradient_accumulation_steps); round it"
                 )
         return self
@@ -287,6 +286,14 @@ class Recipe(_Spec):
     def max_steps(self) -> int:
         """Optimiser steps of the run."""
         return int(self.trainer["max_steps"])
+
+    @property
+    def cycle(self) -> int:
+        """Optimiser steps in one generation cycle."""
+        settings = self.loss_settings
+        return generation_cycle(
+            settings["gradient_accumulation_steps"], settings["steps_per_generation"], settings["num_iterations"]
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Plain data that loads back to a recipe of the same meaning, with every loss-shaping value written out."""

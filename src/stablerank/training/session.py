@@ -21,9 +21,11 @@ from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCa
 
 from stablerank.adapters.counts import parameter_counts
 from stablerank.adapters.specs import AdapterSpec
+from stablerank.dynamics.batch import ANSWER
 from stablerank.evaluation.held_out import HeldOut, evaluate_policy
 from stablerank.runs.folder import RunFolder, claim
 from stablerank.runs.manifest import code_state, device_state, file_hashes, package_versions
+from stablerank.training.alarms import AlarmCallback
 from stablerank.training.callbacks import (
     CheckpointCallback,
     CurveCallback,
@@ -37,6 +39,7 @@ from stablerank.training.policy import calibrated, check_rows, load_policy
 from stablerank.training.recipe import Recipe, parse_recipe
 from stablerank.training.rewards import build_rewards
 from stablerank.training.telemetry import GeometryCallback, initial_weights
+from stablerank.training.zero import explain_zero
 
 Row = dict[str, Any]
 
@@ -123,22 +126,28 @@ class _Session:
             self._evaluate(folder, self.model, "before", 0)
         self.state.wait_for_everyone()
         trainer = self._trainer(folder)
-        if checkpoint is not None and int(checkpoint.name.rpartition("-")[2]) >= self.recipe.max_steps:
-            trainer._load_from_checkpoint(str(checkpoint))
-        else:
-            self.progress.stage("training", self.recipe.max_steps)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        last_step = self._train(trainer, folder, checkpoint)
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             policy = trainer.accelerator.unwrap_model(trainer.model)
             if not _has_phase(folder, "after"):
-                self._evaluate(folder, policy, "after", self.recipe.max_steps)
+                self._evaluate(folder, policy, "after", last_step)
             save_model(folder, self.recipe, policy, self.tokenizer)
             folder.geometry.compact()
             folder.rollouts.compact()
             write_summary(folder, self.recipe)
         self.state.wait_for_everyone()
         return folder
+
+    def _train(self, trainer: CreditGRPOTrainer, folder: RunFolder, checkpoint: Path | None) -> int:
+        """Train what is left to train; the last step that the policy then has behind it."""
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        if checkpoint is not None and (step >= self.recipe.max_steps or _is_stopped(folder)):
+            trainer._load_from_checkpoint(str(checkpoint))
+            return step
+        self.progress.stage("training", self.recipe.max_steps)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return int(trainer.state.global_step)
 
     def _trainer(self, folder: RunFolder) -> CreditGRPOTrainer:
         geometry = self._telemetry(folder)
@@ -148,7 +157,7 @@ class _Session:
         )
         callbacks: list[TrainerCallback] = [LandingCallback()] if _is_polar(self.recipe.adapter) else []
         callbacks += [*([geometry] if geometry else []), *([curve] if self.curve else [])]
-        callbacks += [metrics, CheckpointCallback(), ProgressCallback(self._advance)]
+        callbacks += [metrics, CheckpointCallback(), self._alarms(folder), ProgressCallback(self._advance)]
         # The adapter is drawn from this seed, whatever the evaluation before it consumed.
         set_seed(self.recipe.seed)
         trainer = build_trainer(
@@ -162,6 +171,7 @@ class _Session:
             folder.rollouts.write,
         )
         trainer.remove_callback(PrinterCallback)
+        explain_zero(trainer, answer=ANSWER if self.recipe.judge.kind == "math_verify" else None)
         if geometry is not None:
             geometry.initial = initial_weights(trainer.model)
             geometry.log_scalar = trainer.log_scalar
@@ -176,6 +186,10 @@ class _Session:
             run=folder.path.name,
             seed=self.recipe.seed,
         )
+
+    def _alarms(self, folder: RunFolder) -> AlarmCallback:
+        cap = self.recipe.loss_settings["max_completion_length"]
+        return AlarmCallback(self.recipe.alarms, cap=cap, cycle=self.recipe.cycle, table=folder.alarms)
 
     def _advance(self, step: int, logs: dict[str, Any]) -> None:
         self.progress.advance(step, f"reward {logs.get('reward', float('nan')):.2f}")
@@ -243,6 +257,11 @@ def _is_polar(spec: AdapterSpec) -> bool:
 
 def _has_phase(folder: RunFolder, phase: str) -> bool:
     return any(row["phase"] == phase for row in folder.evaluations.rows())
+
+
+def _is_stopped(folder: RunFolder) -> bool:
+    """Whether an alarm has ended the run, at its newest checkpoint: alarms after that are cut off before."""
+    return any(row["action"] == "stop" for row in folder.alarms.rows())
 
 
 def _rollout_rows(rows: Sequence[Row], result: HeldOut, phase: str, step: int) -> list[Row]:

@@ -1,0 +1,56 @@
+"""The tables of docs/alarms.md."""
+
+import json
+from typing import Any
+
+from tables import ROOT, load, table
+
+THRESHOLDS = ROOT / "src" / "stablerank" / "dynamics" / "thresholds.json"
+
+
+def alarm_thresholds() -> str:
+    recorded = json.loads(THRESHOLDS.read_text())
+    rows = [
+        [f"`{name}`", f"{row['threshold']:g}", str(row["window"]), str(row["hold"]), _number(row.get("largest_stable"))]
+        for name, row in recorded["alarms"].items()
+    ]
+    header = "alarm | threshold | median of | held for | furthest of stable runs"
+    return f"{table(header, rows)}\nOrigin: {recorded['origin']['note']}.\n"
+
+
+def alarms() -> str:
+    results = load("alarms")
+    verdicts = {f"`{name}`": found for name, found in results["alarms"].items()}
+    verdicts["any alarm"] = results["union"]
+    names = {"reward_low": "reward below a constant", "reward_fallen": "reward below its start by a constant"}
+    verdicts |= {names[name]: found for name, found in results["baselines"].items()}
+    rows = [
+        [name, _rate(found["detected"]), _lead(found["lead"]), str(found["late"]), _rate(found["false_alarms"])]
+        for name, found in verdicts.items()
+    ]
+    return table("alarm | collapses detected | lead, steps | too late | false alarms in stable runs", rows)
+
+
+def alarm_runs() -> str:
+    runs = load("alarms")["runs"]
+    settings = sorted({setting for of_fate in runs.values() for setting in of_fate})
+    rows = [
+        [
+            f"`{setting}`",
+            *(str(len(runs[fate].get(setting, "").split())) for fate in ("stable", "collapsed", "unclear")),
+        ]
+        for setting in settings
+    ]
+    return table("setting | stable | collapsed | unclear", rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _rate(found: dict[str, Any]) -> str:
+    return f"{found['count']} of {found['of']} ({100 * found['low']:.0f} to {100 * found['high']:.0f} %)"
+
+
+def _lead(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['median']:.0f} ({found['low']:.0f} to {found['high']:.0f})"
