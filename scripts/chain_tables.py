@@ -36,14 +36,9 @@ def order() -> str:
 
 
 def pairs() -> str:
+    counts, chances = ("runs", "before", "after"), ("p_value", "holm")
     rows = [
-        [
-            row["first"],
-            row["second"],
-            *(str(row[key]) for key in ("runs", "before", "after")),
-            _p(row["p_value"]),
-            _p(row["holm"]),
-        ]
+        [row["first"], row["second"], *(str(row[key]) for key in counts), *(_p(row[key]) for key in chances)]
         for row in load("collapse_chain")["pairs"]
         if row["runs"]
     ]
@@ -55,16 +50,8 @@ def rules() -> str:
     for row in load("collapse_chain")["rules"]:
         low, middle, high = row["errors"]
         false = [f"{100 * row['false'][key]:.1f}" for key in ("value", "low", "high")]
-        rows.append(
-            [
-                row["shape"],
-                f"{100 * row['noise']:.0f} %",
-                f"{row['correlation']:g}",
-                f"{100 * row['missed']:.0f} %",
-                f"{middle:.0f} ({low:.0f} to {high:.0f})",
-                f"{false[0]} % ({false[1]} to {false[2]})",
-            ]
-        )
+        case = [row["shape"], f"{100 * row['noise']:.0f} %", f"{row['correlation']:g}", f"{100 * row['missed']:.0f} %"]
+        rows.append([*case, f"{middle:.0f} ({low:.0f} to {high:.0f})", f"{false[0]} % ({false[1]} to {false[2]})"])
     return table("shape | noise | its correlation | missed | error in steps, median (5 % to 95 %) | false onsets", rows)
 
 
