@@ -97,6 +97,12 @@ def test_the_resolved_recipe_writes_every_loss_setting_out():
     assert LOSS_SETTINGS.keys() <= parse_recipe(SMALL).resolved()["trainer"].keys()
 
 
+@pytest.mark.parametrize("pattern", ["#### (.*)", "Answer #(.*)", "'#### (.*)'"])
+def test_an_override_has_no_comments(pattern):
+    recipe = load_recipe(DEMO, ["data={kind: file, path: rows.jsonl}", f"data.answer_pattern={pattern}"])
+    assert recipe.data.answer_pattern == pattern.strip("'")
+
+
 def test_overrides_reach_any_value_and_leave_the_rest(tmp_path):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(SMALL))
     recipe = load_recipe(

@@ -341,9 +341,16 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(raw, dict):
             raise RecipeError(f"Override {override!r}: {section!r} is a value, not a section; drop what follows it.")
     try:
-        raw[leaf] = yaml.safe_load(value)
+        raw[leaf] = _override_value(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"Override {override!r}: the value is not YAML; quote it for your shell.") from error
+
+
+def _override_value(text: str) -> Any:
+    """The text as YAML, but a command line has no comments: ``#### (.*)`` is what it says."""
+    value = yaml.safe_load(text)
+    is_cut = "#" in text and text[:1] not in ("'", '"') and (value is None or isinstance(value, str))
+    return text if is_cut else value
 
 
 def _as_type(hint: Any, value: Any, place: str) -> Any:
