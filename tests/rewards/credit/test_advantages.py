@@ -67,6 +67,8 @@ def cases(draw, densities=("step", "token")):
         centre=draw(st.sampled_from(["group", "none"] if scale == "none" else ["group"])),
         statistics=draw(st.sampled_from(["deposit", "trajectory"])),
         rule=draw(st.sampled_from(list(RULES))),
+        tokens=draw(st.sampled_from(["own", "to_go"])),
+        unit=draw(st.booleans()),
     )
     return Component(deposit, draw(st.sampled_from([1.0, -0.5])), spec), group_ids_N, mask_NT
 
@@ -152,18 +154,24 @@ class Loops:
     def of_token(self, i, t):
         if self.deposit.density == "step":
             return self.of_step(i, sum(at < t for at in self.at[i]))
-        if t not in self.at[i]:
-            return 0.0
-        reward = self.steps[i][self.at[i].index(t)]
-        return (reward - self.centre(i, self.steps)) / self.divisor(i, self.steps)
+        counted = [at == t or (at > t and self.spec.tokens == "to_go") for at in self.at[i]]
+        rewards = itertools.compress(self.steps[i], counted)
+        return sum((reward - self.centre(i, self.steps)) / self.divisor(i, self.steps) for reward in rewards)
+
+    def all_tokens(self, mask):
+        """Every token of the mask, at one scale where that is asked for; 0 elsewhere."""
+        found = [[self.of_token(i, t) if there else None for t, there in enumerate(row)] for i, row in enumerate(mask)]
+        flat = [value for row in found for value in row if value is not None]
+        deviation = statistics.stdev(flat) if len(flat) > 1 else 0.0
+        divisor = deviation + self.spec.epsilon if self.spec.unit else 1.0
+        return [[0.0 if value is None else value / divisor for value in row] for row in found]
 
 
 @given(cases())
 @settings(deadline=None, max_examples=150)
 def test_step_and_token_credit_equal_the_loops(case):
     component, group_ids_N, mask_NT = case
-    loops, mask = Loops(component, group_ids_N), mask_NT.tolist()
-    wanted = [[loops.of_token(i, t) if mask[i][t] else 0.0 for t in range(len(row))] for i, row in enumerate(mask)]
+    wanted = Loops(component, group_ids_N).all_tokens(mask_NT.tolist())
     wanted_NT = torch.tensor(wanted, dtype=torch.float64).reshape(mask_NT.shape)
     ours = advantages([component], group_ids_N, mask_NT)
     torch.testing.assert_close(ours.parts[0].advantages_NT, wanted_NT, rtol=1e-9, atol=1e-8)

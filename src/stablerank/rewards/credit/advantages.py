@@ -1,8 +1,9 @@
 """Credit: from deposits to per-token advantages, for rewards of any density.
 
 Contract: every component is normalised on its own, by the statistics of the deposits of its group, then weighted and
-summed. A trajectory reward goes to all tokens of its completion, a token reward stays on its token, step rewards
-follow the component's rule (rules.py). Branches on the density only, never on a reward's name.
+summed. A trajectory reward goes to all tokens of its completion, a token reward stays on its token (or goes to all
+before it as well, ``tokens="to_go"``), step rewards follow the component's rule (rules.py). ``unit`` brings a
+component's advantages to one scale, whatever its rule. Branches on the density only, never on a reward's name.
 
 Numerics: fp64 throughout, the summed advantages are fp32. Groups may straddle processes (moments.py).
 
@@ -16,13 +17,13 @@ Legend: N completions, T tokens, J steps of the longest completion over all proc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from stablerank.rewards.credit.moments import Gather, Groups
-from stablerank.rewards.credit.rules import RULES, Steps, with_tail
+from stablerank.rewards.credit.rules import RULES, Steps, to_go, with_tail
 from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.deposits import Deposit
 
@@ -87,11 +88,23 @@ def advantages(
 
 def _part(component: Component, groups: Groups, mask_NT: Tensor) -> Part:
     deposit, spec = component.deposit, component.credit
+    part = (_of_tokens if deposit.density == "token" else _of_steps)(deposit, spec, groups, mask_NT)
+    if not spec.unit:
+        return part
+    deviation = groups.whole_deviation(part.advantages_NT, mask_NT)
+    return replace(part, advantages_NT=part.advantages_NT / (deviation + spec.epsilon))
+
+
+def _of_tokens(deposit: Deposit, spec: CreditSpec, groups: Groups, mask_NT: Tensor) -> Part:
     placed_NT = deposit.deposit_mask_NT
-    if deposit.density == "token":
-        normalised_NT = groups.standard(deposit.token_rewards_NT, placed_NT, spec)(deposit.token_rewards_NT.double())
-        normalised_NT = torch.where(placed_NT, normalised_NT, 0.0)
-        return Part(normalised_NT, normalised_NT * mask_NT)
+    normalised_NT = groups.standard(deposit.token_rewards_NT, placed_NT, spec)(deposit.token_rewards_NT.double())
+    normalised_NT = torch.where(placed_NT, normalised_NT, 0.0)
+    advantages_NT = to_go(normalised_NT) if spec.tokens == "to_go" else normalised_NT
+    return Part(normalised_NT, advantages_NT * mask_NT)
+
+
+def _of_steps(deposit: Deposit, spec: CreditSpec, groups: Groups, mask_NT: Tensor) -> Part:
+    placed_NT = deposit.deposit_mask_NT
     rule = RULES["trajectory_mean" if deposit.density == "trajectory" else spec.rule]
     deposits_NJ, advantages_NK = rule(_steps(deposit, groups), groups, spec)
     # The step that a token belongs to: as many deposits as came before it.

@@ -103,7 +103,7 @@ def progress(steps: Steps, groups: Groups, spec: CreditSpec) -> tuple[Tensor, Te
 
 def position(steps: Steps, groups: Groups, spec: CreditSpec) -> tuple[Tensor, Tensor]:
     """The sum of the rewards to come, over what the others had to come at the same step; 0 for those that had ended."""
-    sum_NK = with_tail(_to_go(steps.rewards_NJ))
+    sum_NK = with_tail(to_go(steps.rewards_NJ))
     others_NK = groups.others_mean(sum_NK, steps.scored_N) if spec.centre == "group" else torch.zeros_like(sum_NK)
     scored_N1 = steps.scored_N[:, None]
     return _divided(torch.where(scored_N1, sum_NK - others_NK, 0.0), scored_N1, steps, groups, spec)
@@ -112,7 +112,7 @@ def position(steps: Steps, groups: Groups, spec: CreditSpec) -> tuple[Tensor, Te
 def return_to_go(steps: Steps, groups: Groups, spec: CreditSpec) -> tuple[Tensor, Tensor]:
     """The sum of the normalised rewards to come."""
     normalised_NJ = _normalised(steps, groups, spec)
-    return normalised_NJ, with_tail(_to_go(normalised_NJ))
+    return normalised_NJ, with_tail(to_go(normalised_NJ))
 
 
 def per_deposit(steps: Steps, groups: Groups, spec: CreditSpec) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ def _divided(
     return torch.where(steps.present_NJ, -advantages_NK.diff(dim=1), 0.0), advantages_NK
 
 
-def _to_go(values_NJ: Tensor) -> Tensor:
+def to_go(values_NJ: Tensor) -> Tensor:
     """Sum over this and all later columns."""
     return values_NJ.flip(1).cumsum(1).flip(1)
 

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 StepRule = Literal["mean_to_go", "trajectory_mean", "progress", "position", "return_to_go", "per_deposit"]
-"""Rules for step rewards, see rules.py. Trajectory and token rewards leave no choice."""
+"""Rules for step rewards, see rules.py. A trajectory reward leaves no choice."""
 
 
 class CreditSpec(BaseModel):
@@ -22,6 +22,12 @@ class CreditSpec(BaseModel):
         default="deposit", description="what counts once in a group's mean and deviation: a deposit, or a completion"
     )
     rule: StepRule = Field(default="mean_to_go", description="how step rewards reach the tokens")
+    tokens: Literal["own", "to_go"] = Field(
+        default="own", description="of token rewards, what a token gets: its own, or the sum from it on"
+    )
+    unit: bool = Field(
+        default=False, description="divide the advantages by their deviation over all tokens of the batch"
+    )
 
     @model_validator(mode="after")
     def _divides_what_is_centred(self) -> Self:
