@@ -12,6 +12,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from stablerank.adapters.prepare import prepare_adapter
+    from stablerank.diagnosing import diagnose_run
     from stablerank.evaluating import evaluate, headroom
     from stablerank.facade import export, train
     from stablerank.measuring import measure
@@ -28,6 +29,7 @@ _HOMES = {
     "GeometryCallback": "stablerank.training.telemetry",
     "Recipe": "stablerank.training.recipe",
     "as_trl_reward": "stablerank.rewards.plain_trl",
+    "diagnose_run": "stablerank.diagnosing",
     "evaluate": "stablerank.evaluating",
     "explain_zero": "stablerank.training.zero",
     "export": "stablerank.facade",
@@ -46,6 +48,7 @@ __all__ = [
     "GeometryCallback",
     "Recipe",
     "as_trl_reward",
+    "diagnose_run",
     "evaluate",
     "explain_zero",
     "export",
