@@ -318,7 +318,9 @@ def adapters_contract(*names: str) -> str:
             cells[row["member"]][row["property"]].append(row["found"])
     titles = list(PROPERTIES)
     rows = [[member, *(contract_cell(found[title]) for title in titles)] for member, found in cells.items()]
-    failure = "" if results.get("passed", True) else "\nA cell does not hold what the test declares.\n"
+    failure = (
+        f"\nA cell does not hold what the test declares: {', '.join(results['failed'])}.\n" if results["failed"] else ""
+    )
     return table(" | ".join(["member", *PROPERTIES.values()]), rows) + failure
 
 
