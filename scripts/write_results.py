@@ -233,6 +233,14 @@ def distillation_beside_trl() -> str:
     return table("method | seed | pass@1 before | after", rows)
 
 
+def smollm2_gym() -> str:
+    rows = []
+    for run in load("smollm2_gym")["runs"]:
+        passed = [percent(run[f"pass_at_1_{name}"]) for name in ("before", "after")]
+        rows.append([str(run["seed"]), str(run["steps"]), *passed, points(run["pass_at_1_gain"])])
+    return table("seed | steps | pass@1 before | after | gain", rows)
+
+
 def outcome_reward() -> str:
     found = json.loads((ROOT / "studies" / "outcome-reward" / "verdict.json").read_text())
     judged = [(finding["decision"], finding["claim"], finding["rule"]["outcome"]) for finding in found["hypotheses"]]
@@ -268,6 +276,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "distillation_beside_trl": distillation_beside_trl,
     "shared_forward": shared_forward,
     "shared_forward_memory": shared_forward_memory,
+    "smollm2_gym": smollm2_gym,
     "measure": measure,
     "outcome_reward": outcome_reward,
     "process_alignment": process_alignment,
