@@ -6,14 +6,15 @@ those of the validation split, every five steps, judged by the answer alone.
 
 S4 is gernim/lora-reward-density, scaled: its four prompts by four completions, temperature 0.7, top-p 0.95, 100 steps,
 KL coefficient 0.05 and LoRA alpha 32 are kept; its 1,536 tokens for answers of 800 become CAP for answers of 14, and
-its learning rate that of the embedded student's recipes.
+its learning rate that of the embedded student's recipes. ``hot`` doubles that and samples without truncation, ``free``
+takes the KL term away.
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
-from common import ROOT
+from common import ROOT, require_recipe
 from traces import TRACES, keep, kept_seeds
 
 from stablerank.runs.folder import RunFolder
@@ -41,25 +42,34 @@ S4 = [
     f"trainer.max_completion_length={CAP}",
     "optimiser.warmup_steps=0",
 ]
+WHOLE = ["trainer.temperature=1.0", "trainer.top_p=1.0"]
+HOT = [*S4, *WHOLE, "optimiser.learning_rate=1.0e-3"]
+FREE = [*S4, *WHOLE, "trainer.beta=0.0"]
 NAIVE = "{rule: return_to_go, epsilon: 1.0e-8}"
 SETTINGS: dict[str, tuple[str, list[str]]] = {
     "s4-naive": ("recipes/process.yaml", [*S4, f"credit={NAIVE}"]),
     "s4-recommended": ("recipes/process.yaml", [*S4, "credit={rule: mean_to_go}"]),
     "s4-outcome": ("recipes/demo.yaml", S4),
     "s4-distillation": ("recipes/distillation.yaml", S4),
+    "hot-naive": ("recipes/process.yaml", [*HOT, f"credit={NAIVE}"]),
+    "hot-position": ("recipes/process.yaml", [*HOT, "credit={rule: position}"]),
+    "hot-recommended": ("recipes/process.yaml", [*HOT, "credit={rule: mean_to_go}"]),
+    "free-naive": ("recipes/process.yaml", [*FREE, f"credit={NAIVE}"]),
+    "free-recommended": ("recipes/process.yaml", [*FREE, "credit={rule: mean_to_go}"]),
 }
 
 
-def run(name: str, seed: int, work: Path, extra: list[str]) -> None:
+def run(name: str, seed: int, work: Path) -> None:
     recipe, overrides = SETTINGS[name]
     folder = RunFolder(work / f"{name}-{seed}")
-    whole = [*overrides, *extra, f"seed={seed}", f"output={folder.path}"]
+    require_recipe(folder.path, recipe, [*overrides, f"seed={seed}"])
     if folder.manifest_path.exists():
         resume(folder.path)
     else:
+        whole = [*overrides, f"seed={seed}", f"output={folder.path}"]
         start(load_recipe(ROOT / recipe, whole), overrides=whole)
     shutil.rmtree(folder.checkpoints_path, ignore_errors=True)
-    keep(name, seed, folder.path, about={"recipe": recipe, "overrides": [*overrides, *extra]})
+    keep(name, seed, folder.path, about={"recipe": recipe, "overrides": overrides})
 
 
 def main() -> None:
@@ -71,7 +81,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.settings:
             if seed not in kept_seeds(name):
-                run(name, seed, arguments.work.resolve(), [])
+                run(name, seed, arguments.work.resolve())
                 print(name, seed, "kept in", TRACES.relative_to(ROOT), flush=True)
 
 

@@ -48,6 +48,19 @@ def train(folder: Path, recipe: str, overrides: Sequence[str] = ()) -> dict[str,
     return summary
 
 
+def require_recipe(folder: Path, recipe: str, overrides: Sequence[str]) -> None:
+    """Stop the script where a run folder holds a run of another recipe; where it was made does not matter."""
+    from stablerank.runs.folder import RunFolder
+    from stablerank.training.recipe import load_recipe, parse_recipe
+
+    if (folder / "manifest.json").exists():
+        wanted = load_recipe(ROOT / recipe, [*overrides, f"output={folder}"])
+        # Parsed again, because a setting that is newer than the run has its default there.
+        found = parse_recipe({**RunFolder(folder).manifest()["recipe"], "output": wanted.output})
+        if found.resolved() != wanted.resolved():
+            raise SystemExit(f"{folder} holds a run of another recipe: delete it or choose another --work.")
+
+
 def tail(log: Path, lines: int = 12) -> str:
     """The last lines of a child's output."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

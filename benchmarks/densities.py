@@ -9,10 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, print_table, train, write_results
+from common import ROOT, print_table, require_recipe, train, write_results
 
 from stablerank.runs.folder import RunFolder
-from stablerank.training.recipe import load_recipe
 
 RECIPES = ("process", "distillation", "mixture")
 
@@ -21,10 +20,7 @@ def measured(recipe: str, seed: int, work: Path, split: str, steps: int | None) 
     folder = RunFolder(work / f"{recipe}-{split}-{seed}{'' if steps is None else f'-{steps}'}")
     place, overrides = f"recipes/{recipe}.yaml", [f"seed={seed}", f"evaluation.split={split}"]
     overrides += [] if steps is None else [f"trainer.max_steps={steps}"]
-    if folder.manifest_path.exists():
-        wanted = load_recipe(ROOT / place, [*overrides, f"output={folder.path}"]).resolved()
-        if folder.manifest()["recipe"] != wanted:
-            raise SystemExit(f"{folder.path} holds a run of another recipe: delete it or choose another --work.")
+    require_recipe(folder.path, place, overrides)
     summary = folder.summary() if folder.is_complete() else train(folder.path, place, overrides)
     kept = ("pass_at_1_before", "pass_at_1_after", "pass_at_1_gain", "steps", "verdict")
     means = {row["step"]: row["reward"] for row in folder.metrics.rows()}

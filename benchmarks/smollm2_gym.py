@@ -9,28 +9,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from common import ROOT, print_table, train, write_results
+from common import ROOT, print_table, require_recipe, train, write_results
 
 from stablerank.runs.folder import RunFolder
-from stablerank.training.recipe import load_recipe, parse_recipe
 
 RECIPE = "recipes/smollm2-gym.yaml"
 PART = 10
-"""Steps over which the reward of training is averaged."""
+"""Steps over which the signals of training are averaged."""
+SHOWN = ("reward", "completions/mean_length", "entropy")
 
 
 def measured(seed: int, work: Path) -> dict[str, Any]:
     folder = RunFolder(work / f"smollm2-gym-{seed}")
-    if folder.manifest_path.exists():
-        wanted = load_recipe(ROOT / RECIPE, [f"seed={seed}", f"output={folder.path}"])
-        # Parsed again, because a setting that is newer than the run has its default there.
-        if parse_recipe({**folder.manifest()["recipe"], "output": wanted.output}).resolved() != wanted.resolved():
-            raise SystemExit(f"{folder.path} holds a run of another recipe: delete it or choose another --work.")
+    require_recipe(folder.path, RECIPE, [f"seed={seed}"])
     summary = folder.summary() if folder.is_complete() else train(folder.path, RECIPE, [f"seed={seed}"])
-    rewards = [row["reward"] for row in folder.metrics.rows()]
+    rows = folder.metrics.rows()
     kept = ("pass_at_1_before", "pass_at_1_after", "pass_at_1_gain", "steps", "train_seconds", "verdict")
-    parts = [fmean(rewards[at : at + PART]) for at in range(0, len(rewards), PART)]
-    return {"seed": seed, **{key: summary[key] for key in kept}, "reward_by_ten_steps": parts}
+    parts = [rows[at : at + PART] for at in range(0, len(rows), PART)]
+    means = {key: [fmean(row[key] for row in part) for part in parts] for key in SHOWN}
+    return {"seed": seed, **{key: summary[key] for key in kept}, "by_ten_steps": means}
 
 
 def interval(value: dict[str, float]) -> str:
@@ -48,6 +45,9 @@ def main() -> None:
         for run in runs
     ]
     print_table("SmolLM2 on chain_sum, held-out pass@1", ("seed", "before", "after", "gain"), rows)
+    for run in runs:
+        for key, means in run["by_ten_steps"].items():
+            print(f"seed {run['seed']}, {key} by ten steps:", ", ".join(f"{mean:.3g}" for mean in means))
     write_results("smollm2_gym", {"recipe": RECIPE, "seeds": arguments.seeds}, {"runs": runs})
 
 

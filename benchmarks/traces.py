@@ -48,7 +48,8 @@ def keep(setting: str, seed: int, run: Path, about: dict[str, Any]) -> None:
     place = TRACES / f"{setting}.json"
     kept = json.loads(place.read_text()) if place.exists() else {}
     part = "calibration" if seed < JUDGED else "judgement"
-    commit = RunFolder(run).manifest()["commit"]["hash"]
+    state = RunFolder(run).manifest()["commit"]
+    commit = f"{state['hash']}{'-dirty' if state['dirty'] else ''}"
     kept[str(seed)] = {
         "about": {**about, "set": part, "commit": commit},
         "step": signals.step_S.tolist(),
