@@ -131,7 +131,7 @@ ALARMS = (
     Alarm(
         "reward_length",
         "reward_length",
-        # A base that answers too early is right to be paid for length: 0.7 to 0.9 at the start of healthy runs.
+        # A base that answers too early is right to be paid for length, so healthy runs start high.
         "difference",
         "above",
         "inside the groups reward and length correlate {value} more than at the start, and completions have grown",

@@ -193,22 +193,33 @@ def _trl_batch(step: int, rows: Sequence[Row], weights: Mapping[str, float]) -> 
     groups = groupby(rows, key=lambda row: row["prompt"])
     return [
         TrainingCompletion(
-            step, group, _text(row["completion"]), _weighted(row, weights), _number(row["advantage"]), 0, False
+            step=step,
+            group=group,
+            text=completion_text(row["completion"]),
+            reward=_weighted(row, weights),
+            advantage=_number(row["advantage"]),
+            tokens=0,
+            truncated=False,
         )
         for group, (_, members) in enumerate(groups)
         for row in members
     ]
 
 
-def _text(completion: str | Sequence[Row]) -> str:
+def completion_text(completion: str | Sequence[Row]) -> str:
     """The text of a completion: itself, or what the assistant said in its messages, a line each."""
     if isinstance(completion, str):
         return completion
-    return "\n".join(message["content"] or "" for message in completion if message["role"] == "assistant")
+    return "\n".join(str(message.get("content") or "") for message in completion if message["role"] == "assistant")
 
 
 def _weighted(row: Row, weights: Mapping[str, float]) -> float:
-    scored = [weight * reward for name, weight in weights.items() if not math.isnan(reward := _number(row.get(name)))]
+    return weighted_sum([_number(row.get(name)) for name in weights], list(weights.values()))
+
+
+def weighted_sum(rewards: Iterable[float], weights: Sequence[float]) -> float:
+    """Rewards of one completion as TRL adds them: what could not be scored is left out, NaN where nothing could."""
+    scored = [weight * reward for reward, weight in zip(rewards, weights, strict=True) if not math.isnan(reward)]
     return sum(scored) if scored else math.nan
 
 

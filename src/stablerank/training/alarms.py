@@ -33,6 +33,7 @@ from stablerank.dynamics.batch import answered, reward_length_correlation
 from stablerank.dynamics.signals import SIGNALS, signals_of_log
 from stablerank.dynamics.watch import Raised, Watch
 from stablerank.errors import RecipeError
+from stablerank.runs.record import completion_text, weighted_sum
 from stablerank.runs.tables import JsonlTable
 from stablerank.training.cycle import generation_cycle
 
@@ -214,7 +215,7 @@ def signals_of_trl(trainer: Trainer) -> dict[str, float]:
     ``advantage_scale`` is over completions here, because TRL gives each one advantage; lengths are those of the text.
     """
     kept = trainer._logs
-    texts = [_text(completion) for completion in kept["completion"]]
+    texts = [completion_text(completion) for completion in kept["completion"]]
     return {
         "answered": answered(texts),
         "reward_length": reward_length_correlation(
@@ -224,20 +225,11 @@ def signals_of_trl(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def _text(completion: Any) -> str:
-    """Of a plain completion or of the messages of a chat."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)
-
-
 def _token_counts(trainer: Trainer, texts: list[str]) -> list[int]:
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 
-def _weighted(trainer: Trainer) -> Any:
-    """The reward of each completion as TRL logs it: what could not be scored is left out, NaN where nothing could."""
-    parts_FN = np.array([list(values) for values in trainer._logs["rewards"].values()], np.float64)
-    weighted_FN = trainer.reward_weights.cpu().numpy()[:, None] * parts_FN
-    return np.where(np.isnan(parts_FN).all(0), np.nan, np.nansum(weighted_FN, axis=0))
+def _weighted(trainer: Trainer) -> list[float]:
+    weights = trainer.reward_weights.tolist()
+    return [weighted_sum(parts, weights) for parts in zip(*trainer._logs["rewards"].values(), strict=True)]

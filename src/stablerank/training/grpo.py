@@ -13,7 +13,7 @@ Legend: N completions of this process, T completion tokens, L tokens of prompt a
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ from stablerank.errors import RecipeError
 from stablerank.rewards.credit.advantages import Component, Credit, advantages
 from stablerank.rewards.deposits import Deposit
 from stablerank.rewards.rollout import Rollout
+from stablerank.runs.record import weighted_sum
 from stablerank.training.passes import Passes, Which, is_reference_active, padded_batch, reference_of
 from stablerank.training.recipe import FIXED, Recipe
 from stablerank.training.scoring import Scoring, WeightedReward
@@ -190,7 +191,7 @@ def rollout_rows(
             "completion": completion,
             "completion_ids": list(ids),
             "answer": None if answer is None else str(answer),
-            "reward": _weighted_sum(parts.values(), weights),
+            "reward": weighted_sum(parts.values(), weights),
             "rewards": json.dumps({name: None if math.isnan(part) else part for name, part in parts.items()}),
             "advantage": credit,
             "tokens": len(ids),
@@ -200,12 +201,6 @@ def rollout_rows(
             rollout.prompts, rollout.completions, answers, parts_N, advantage, rollout.completion_ids, strict=True
         )
     ]
-
-
-def _weighted_sum(rewards: Iterable[float], weights: Sequence[float]) -> float:
-    """As TRL logs it: what could not be scored is left out, NaN where nothing could."""
-    scored = [weight * reward for reward, weight in zip(rewards, weights, strict=True) if not math.isnan(reward)]
-    return sum(scored) if scored else math.nan
 
 
 def grpo_config(recipe: Recipe, checkpoints: str) -> GRPOConfig:

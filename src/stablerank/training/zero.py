@@ -30,7 +30,7 @@ from trl import GRPOTrainer
 
 from stablerank.dynamics.zero import CAUSES, LABELS, Cause, Setting, causes_of_batch, widened, zero_of_batch
 from stablerank.errors import ModelError
-from stablerank.runs.record import TrainingCompletion
+from stablerank.runs.record import TrainingCompletion, completion_text, weighted_sum
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,12 @@ def _rows(trainer: Any, batch: Mapping[str, torch.Tensor]) -> list[Row]:
     columns = [list(trainer._logs["rewards"][name])[-len(ends) :] for name in trainer.reward_func_names]
     weights = trainer.reward_weights.tolist()
     return [
-        {"group": place // trainer.num_generations, "completion": _text(text), "reward": _total(parts, weights), **end}
+        {
+            "group": place // trainer.num_generations,
+            "completion": completion_text(text),
+            "reward": weighted_sum(parts, weights),
+            **end,
+        }
         for place, (text, parts, end) in enumerate(zip(texts, zip(*columns, strict=True), ends, strict=True))
     ]
 
@@ -184,19 +189,6 @@ def _ends(trainer: Any, batch: Mapping[str, torch.Tensor]) -> list[Row]:
             tokens_N.tolist(), truncated_N.tolist(), largest_N.tolist(), strict=True
         )
     ]
-
-
-def _total(parts: Sequence[float], weights: Sequence[float]) -> float:
-    """As TRL adds them: what could not be scored is left out, NaN where nothing could."""
-    scored = [weight * part for part, weight in zip(parts, weights, strict=True) if not math.isnan(part)]
-    return sum(scored) if scored else math.nan
-
-
-def _text(completion: Any) -> str:
-    """Plain text, or what the assistant said in the messages of a chat."""
-    if isinstance(completion, str):
-        return completion
-    return "\n".join(str(message.get("content") or "") for message in completion if message["role"] == "assistant")
 
 
 def _completion(step: int, row: Row) -> TrainingCompletion:
