@@ -24,7 +24,19 @@ FLOORS = (
     {"reports"},
     {"cli"},
 )
-FACADES = ("", "__main__", "diagnosing", "facade", "evaluating", "inspecting", "measuring", "peft")
+FACADES = (
+    "",
+    "__main__",
+    "choosing",
+    "diagnosing",
+    "facade",
+    "evaluating",
+    "inspecting",
+    "measuring",
+    "peft",
+    "rewardbenching",
+    "scoring",
+)
 TOP_ROOM = "cli"
 """`__init__.py`, `__main__.py` and the facades of the package belong to the top floor."""
 HEAVY = ("torch", "transformers", "trl", "peft", "ray", "vllm", "datasets", "matplotlib")

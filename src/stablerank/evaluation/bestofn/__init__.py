@@ -1,0 +1,1 @@
+"""Best-of-N: what picking by a score buys, from one pool of answers a problem."""
