@@ -1,8 +1,9 @@
 """Runs that learn and runs that collapse, on the embedded student: `python benchmarks/collapse_runs.py [SETTING ...]`.
 
 Each setting is a recipe with overrides; each run leaves a trace (traces.py), which the benchmarks of alarms, onsets and
-credit rules read. A run that has a trace is not repeated, an interrupted one is taken up again. Held-out answers are
-those of the validation split, every five steps, judged by the answer alone.
+credit rules read. A run that has a trace is not repeated, an interrupted one is taken up again. Every five steps the
+policy is asked held-out problems, judged by the answer alone: of validation for seeds that something is chosen on, of
+test for those that judge.
 
 S4 is gernim/lora-reward-density, scaled: its four prompts by four completions, temperature 0.7, top-p 0.95, 100 steps,
 KL coefficient 0.05 and LoRA alpha 32 are kept; its 1,536 tokens for answers of 800 become CAP for answers of 14, and
@@ -15,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from common import ROOT, require_recipe
-from traces import TRACES, keep, kept_seeds
+from traces import JUDGED, TRACES, keep, kept_seeds
 
 from stablerank.runs.folder import RunFolder
 from stablerank.training.recipe import load_recipe
@@ -25,8 +26,7 @@ CAP = 128
 CURVE = [
     "evaluation.every=5",
     "evaluation.curve_problems=100",
-    "evaluation.problems=100",
-    "evaluation.split=validation",
+    "evaluation.problems=200",
     "evaluation.reward={kind: math_verify}",
     "geometry.every=5",
 ]
@@ -45,28 +45,48 @@ S4 = [
 WHOLE = ["trainer.temperature=1.0", "trainer.top_p=1.0"]
 HOT = [*S4, *WHOLE, "optimiser.learning_rate=1.0e-3"]
 FREE = [*S4, *WHOLE, "trainer.beta=0.0"]
-NAIVE = "{rule: return_to_go, epsilon: 1.0e-8}"
+NAIVE = "credit={rule: return_to_go, epsilon: 1.0e-8}"
+OWN = "credit={rule: per_deposit, epsilon: 1.0e-8}"
+MEAN = "credit={rule: mean_to_go}"
+OUTCOME, PROCESS, DISTILLATION = "recipes/demo.yaml", "recipes/process.yaml", "recipes/distillation.yaml"
+
+
+def unit(credit: str) -> str:
+    """The same with advantages of unit standard deviation."""
+    return f"{credit.removesuffix('}')}, unit: true}}"
+
+
+TOKENS_OWN = "credit={centre: none, scale: none}"
+TOKENS_SUM = "credit={centre: none, scale: none, tokens: to_go}"
 SETTINGS: dict[str, tuple[str, list[str]]] = {
-    "s4-naive": ("recipes/process.yaml", [*S4, f"credit={NAIVE}"]),
-    "s4-recommended": ("recipes/process.yaml", [*S4, "credit={rule: mean_to_go}"]),
-    "s4-outcome": ("recipes/demo.yaml", S4),
-    "s4-distillation": ("recipes/distillation.yaml", S4),
-    "hot-naive": ("recipes/process.yaml", [*HOT, f"credit={NAIVE}"]),
-    "hot-position": ("recipes/process.yaml", [*HOT, "credit={rule: position}"]),
-    "hot-recommended": ("recipes/process.yaml", [*HOT, "credit={rule: mean_to_go}"]),
-    "free-naive": ("recipes/process.yaml", [*FREE, f"credit={NAIVE}"]),
-    "free-recommended": ("recipes/process.yaml", [*FREE, "credit={rule: mean_to_go}"]),
+    "s4-naive": (PROCESS, [*S4, NAIVE]),
+    "s4-naive-unit": (PROCESS, [*S4, unit(NAIVE)]),
+    "s4-naive-ninth": (PROCESS, [*S4, NAIVE, f"optimiser.learning_rate={5e-4 / 9:.3e}"]),
+    "s4-own": (PROCESS, [*S4, OWN]),
+    "s4-own-unit": (PROCESS, [*S4, unit(OWN)]),
+    "s4-recommended": (PROCESS, [*S4, MEAN]),
+    "s4-outcome": (OUTCOME, S4),
+    "s4-distillation": (DISTILLATION, S4),
+    "s4-distillation-unit": (DISTILLATION, [*S4, unit(TOKENS_OWN)]),
+    "s4-distillation-sum": (DISTILLATION, [*S4, TOKENS_SUM]),
+    "s4-distillation-sum-unit": (DISTILLATION, [*S4, unit(TOKENS_SUM)]),
+    "hot-naive": (PROCESS, [*HOT, NAIVE]),
+    "hot-position": (PROCESS, [*HOT, "credit={rule: position}"]),
+    "hot-recommended": (PROCESS, [*HOT, MEAN]),
+    "free-naive": (PROCESS, [*FREE, NAIVE]),
+    "free-recommended": (PROCESS, [*FREE, MEAN]),
 }
 
 
 def run(name: str, seed: int, work: Path) -> None:
     recipe, overrides = SETTINGS[name]
     folder = RunFolder(work / f"{name}-{seed}")
-    require_recipe(folder.path, recipe, [*overrides, f"seed={seed}"])
+    whole = [*overrides, f"evaluation.split={'validation' if seed < JUDGED else 'test'}", f"seed={seed}"]
+    require_recipe(folder.path, recipe, whole)
     if folder.manifest_path.exists():
         resume(folder.path)
     else:
-        whole = [*overrides, f"seed={seed}", f"output={folder.path}"]
+        whole.append(f"output={folder.path}")
         start(load_recipe(ROOT / recipe, whole), overrides=whole)
     shutil.rmtree(folder.checkpoints_path, ignore_errors=True)
     keep(name, seed, folder.path, about={"recipe": recipe, "overrides": overrides})

@@ -31,6 +31,8 @@ class Trace:
     seed: int
     signals: Signals
     curve: list[dict[str, float]]
+    passed: dict[str, str]
+    """``before`` and ``after`` training: a character a held-out problem, 1 for a right answer; the same problems."""
     about: dict[str, Any]
     """``recipe``, ``overrides``, ``commit``, and the ``set`` that the seed belongs to: calibration or judgement."""
 
@@ -48,13 +50,15 @@ def keep(setting: str, seed: int, run: Path, about: dict[str, Any]) -> None:
     place = TRACES / f"{setting}.json"
     kept = json.loads(place.read_text()) if place.exists() else {}
     part = "calibration" if seed < JUDGED else "judgement"
-    state = RunFolder(run).manifest()["commit"]
+    folder = RunFolder(run)
+    state = folder.manifest()["commit"]
     commit = f"{state['hash']}{'-dirty' if state['dirty'] else ''}"
     kept[str(seed)] = {
         "about": {**about, "set": part, "commit": commit},
         "step": signals.step_S.tolist(),
         "signals": columns,
         "curve": curve,
+        "passed": {phase: _passed(folder, phase) for phase in ("before", "after")},
     }
     place.parent.mkdir(parents=True, exist_ok=True)
     # One line a run, so that a new run is one new line.
@@ -76,7 +80,12 @@ def traces(*settings: str) -> Iterator[Trace]:
                 nothing = [None] * len(run["step"])
                 columns = {name: np.array(run["signals"].get(name, nothing), float) for name in SIGNALS}
                 signals = Signals(np.array(run["step"]), columns)
-                yield Trace(place.stem, int(seed), signals, run["curve"], run["about"])
+                yield Trace(place.stem, int(seed), signals, run["curve"], run.get("passed", {}), run["about"])
+
+
+def _passed(folder: RunFolder, phase: str) -> str:
+    rows = [row for row in folder.rollouts.rows() if row["phase"] == phase]
+    return "".join("1" if row["reward"] == 1 else "0" for row in sorted(rows, key=lambda row: row["row"]))
 
 
 def _short(value: Any) -> float | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import adapter_tables
 import alarm_tables
 import chain_tables
+import collapse_tables
 import diagnosis_tables
 from tables import RESULTS, ROOT, load, table
 
@@ -258,6 +259,10 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "alarms": alarm_tables.alarms,
     "alarm_runs": alarm_tables.alarm_runs,
     "alarm_thresholds": alarm_tables.alarm_thresholds,
+    "collapse": collapse_tables.collapse,
+    "collapse_differences": collapse_tables.collapse_differences,
+    "collapse_structure": collapse_tables.collapse_structure,
+    "collapse_contrasts": collapse_tables.collapse_contrasts,
     "collapse_chain_links": chain_tables.links,
     "collapse_chain_events": chain_tables.events,
     "collapse_chain_lags": chain_tables.lags,

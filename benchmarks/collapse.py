@@ -1,0 +1,121 @@
+"""S4's finding in small, and its cure: `python benchmarks/collapse.py`
+
+Reads the judged traces (traces.py) of four arms that differ in reward and credit rule alone: the process reward with
+S4's sums of steps, the same with the recommended rule, the outcome, and distillation. Which links of the collapse a run
+has is told by the locked rules of `stablerank.dynamics.chain`; held-out answers before and after training are those to
+the same test problems in every run.
+
+Rules, fixed before the judged runs: the finding *holds* if the naive sum spikes, grows and collapses in every seed, *in
+part* if it collapses in most, else it *fails*. The cure *holds* if the recommended rule never collapses and its final
+pass@1, paired by problem and averaged over seeds, ends above the naive sum's by more than -0.03 with 95 % confidence.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from common import print_table, write_results
+from traces import JUDGED, Trace, traces
+
+from stablerank.dynamics.chain import FALL, GROWTH, SPIKE, chain_of, collapse_step
+from stablerank.evaluation.statistics import paired_difference
+
+ARMS = {
+    "naive": "s4-naive",
+    "recommended": "s4-recommended",
+    "outcome": "s4-outcome",
+    "distillation": "s4-distillation",
+}
+NO_LOWER = -0.03
+START = 5
+"""Steps whose median is a run's start."""
+
+
+def judged(setting: str) -> list[Trace]:
+    return [trace for trace in traces(setting) if trace.seed >= JUDGED]
+
+
+def run_row(arm: str, trace: Trace) -> dict[str, Any]:
+    advantage_S, length_S = trace.signals["advantage_scale"], trace.signals["length"]
+    chain = chain_of(trace.signals, trace.curve)
+    return {
+        "arm": arm,
+        "seed": trace.seed,
+        "before": share(trace.passed["before"]),
+        "best": max(row["pass_at_1"] for row in trace.curve),
+        "after": share(trace.passed["after"]),
+        "collapse_step": collapse_step(trace.curve),
+        "links": {name: onset.upper for name, onset in chain.onsets.items()},
+        "advantage_start": float(np.median(advantage_S[:START])),
+        "advantage_peak": float(np.nanmax(advantage_S)),
+        "length_start": float(np.median(length_S[:START])),
+        "length_peak": float(np.nanmax(length_S)),
+        "length_end": float(np.median(length_S[-START:])),
+        "truncated_peak": float(np.nanmax(trace.signals["truncated"])),
+        "length_change": chain.length.way,
+        "curve": trace.curve,
+    }
+
+
+def share(passed: str) -> float:
+    return passed.count("1") / len(passed)
+
+
+def over_seeds(found: Sequence[Trace], phase: str) -> np.ndarray:
+    """How often each problem was answered right, over the seeds of an arm."""
+    return np.mean([[letter == "1" for letter in trace.passed[phase]] for trace in found], axis=0)
+
+
+def compared(arms: dict[str, list[Trace]]) -> list[dict[str, Any]]:
+    naive_P = over_seeds(arms["naive"], "after")
+    rows = []
+    for arm in (name for name in arms if name != "naive"):
+        difference = paired_difference(naive_P.tolist(), over_seeds(arms[arm], "after").tolist())
+        rows.append({"arm": arm, "value": difference.value, "low": difference.low, "high": difference.high})
+    return rows
+
+
+def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]) -> dict[str, str]:
+    naive = [row for row in rows if row["arm"] == "naive"]
+    collapses = [row["collapse_step"] is not None for row in naive]
+    whole = [{SPIKE.name, GROWTH.name, FALL.name} <= set(row["links"]) for row in naive]
+    recommended = [row["collapse_step"] for row in rows if row["arm"] == "recommended"]
+    above = next(row["low"] for row in differences if row["arm"] == "recommended") > NO_LOWER
+    return {
+        "finding": "holds" if all(whole) else "holds in part" if np.mean(collapses) > 0.5 else "fails",
+        "cure": "holds" if above and not any(step is not None for step in recommended) else "fails",
+    }
+
+
+def main() -> None:
+    arms = {arm: judged(setting) for arm, setting in ARMS.items()}
+    seeds = [{trace.seed for trace in found} for found in arms.values()]
+    if not seeds[0] or any(each != seeds[0] for each in seeds):
+        raise SystemExit(f"Every arm needs the same judged seeds, found {seeds}; run benchmarks/collapse_runs.py.")
+    rows = [run_row(arm, trace) for arm, found in arms.items() for trace in found]
+    differences = compared(arms)
+    told = verdict(rows, differences)
+    print_table(
+        "S4's arms, judged",
+        ("arm", "seed", "before", "best", "after", "collapse", "advantage: start, peak", "length: start, peak, end"),
+        [
+            [
+                row["arm"],
+                str(row["seed"]),
+                *(f"{row[key]:.3f}" for key in ("before", "best", "after")),
+                str(row["collapse_step"] or ""),
+                f"{row['advantage_start']:.2f} {row['advantage_peak']:.2f}",
+                f"{row['length_start']:.0f} {row['length_peak']:.0f} {row['length_end']:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+    for row in differences:
+        print(f"{row['arm']} minus naive: {row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})")
+    print(told)
+    settings = {"arms": ARMS, "seeds": sorted(seeds[0]), "no_lower": NO_LOWER}
+    write_results("collapse", settings, {"verdict": told, "runs": rows, "differences": differences})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What collapses: the sum of steps, the scale of the advantages, or the step reward? `collapse_structure.py`
+
+Reads the judged traces of {process, distillation} x {sum to go, own deposit} x {raw, unit advantages}, and of the naive
+process run at a ninth of its learning rate. A contrast is over arms that differ in one thing alone, and the same seeds:
+a factor *collapses runs* if its level does so more often than the other by at least half, with the 95 % interval of the
+difference above 0 (Newcombe's, statsmodels); it *does not* if the interval lies below half; else it cannot be told.
+Fixed before the judged runs.
+"""
+
+from typing import Any
+
+from common import print_table, write_results
+from statsmodels.stats.proportion import confint_proportions_2indep
+from traces import JUDGED, traces
+
+from stablerank.dynamics.chain import collapse_step
+
+GRID = {
+    ("process", "sum", "raw"): "s4-naive",
+    ("process", "sum", "unit"): "s4-naive-unit",
+    ("process", "own", "raw"): "s4-own",
+    ("process", "own", "unit"): "s4-own-unit",
+    ("distillation", "sum", "raw"): "s4-distillation-sum",
+    ("distillation", "sum", "unit"): "s4-distillation-sum-unit",
+    ("distillation", "own", "raw"): "s4-distillation",
+    ("distillation", "own", "unit"): "s4-distillation-unit",
+}
+NINTH = "s4-naive-ninth"
+CONTRASTS = (
+    ("cumulative sum", 1, ("sum", "own"), "process"),
+    ("cumulative sum", 1, ("sum", "own"), "distillation"),
+    ("advantage scale", 2, ("raw", "unit"), "process"),
+    ("advantage scale", 2, ("raw", "unit"), "distillation"),
+    ("step reward", 0, ("process", "distillation"), "sum"),
+    ("step reward", 0, ("process", "distillation"), "own"),
+)
+"""Factor, its place in a cell, the suspected level and the other, and the cells it is looked at in."""
+LEAST = 0.5
+
+
+def collapses(setting: str) -> dict[int, int | None]:
+    """The step of the collapse, or None, of each judged seed."""
+    return {trace.seed: collapse_step(trace.curve) for trace in traces(setting) if trace.seed >= JUDGED}
+
+
+def contrast(
+    found: dict[tuple[str, str, str], dict[int, int | None]],
+    factor: str,
+    place: int,
+    levels: tuple[str, str],
+    within: str,
+) -> dict[str, Any]:
+    cells = [cell for cell in found if within in cell]
+    counts = [
+        [s is not None for cell in cells if cell[place] == level for s in found[cell].values()] for level in levels
+    ]
+    (a, n), (b, m) = ((sum(count), len(count)) for count in counts)
+    low, high = confint_proportions_2indep(a, n, b, m, method="newcomb")
+    difference = a / n - b / m
+    told = "collapses runs" if difference >= LEAST and low > 0 else "does not" if high < LEAST else "cannot be told"
+    return {
+        "factor": factor,
+        "within": within,
+        "levels": list(levels),
+        "collapsed": [a, b],
+        "runs": [n, m],
+        "difference": difference,
+        "low": float(low),
+        "high": float(high),
+        "verdict": told,
+    }
+
+
+def main() -> None:
+    found = {cell: collapses(setting) for cell, setting in GRID.items()}
+    ninth = collapses(NINTH)
+    seeds = set(ninth)
+    if not seeds or any(set(runs) != seeds for runs in found.values()):
+        raise SystemExit("Every arm needs the same judged seeds; run benchmarks/collapse_runs.py.")
+    rows = [
+        {"cell": list(cell), "collapsed": sum(step is not None for step in runs.values()), "steps": list(runs.values())}
+        for cell, runs in [*found.items(), (("process", "sum", "raw, a ninth of the rate"), ninth)]
+    ]
+    contrasts = [contrast(found, *each) for each in CONTRASTS]
+    print_table(
+        f"runs that collapsed, of {len(seeds)} seeds",
+        ("reward", "tokens get", "advantages", "collapsed", "at step"),
+        [[*row["cell"], str(row["collapsed"]), " ".join(str(step or "-") for step in row["steps"])] for row in rows],
+    )
+    for row in contrasts:
+        bounds = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+        print(f"{row['factor']}, {row['within']}: {bounds}, {row['verdict']}")
+    settings = {"grid": {" ".join(cell): name for cell, name in GRID.items()}, "seeds": sorted(seeds), "least": LEAST}
+    write_results("collapse_structure", settings, {"cells": rows, "contrasts": contrasts})
+
+
+if __name__ == "__main__":
+    main()
