@@ -26,6 +26,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from collapse_runs import JUDGES
 from common import RESULTS, ROOT, bootstrap_interval, print_table, write_results
 from scipy.stats import binomtest
 from traces import Trace, traces
@@ -152,7 +153,7 @@ def recorded_runs(part: str) -> list[Run]:
     found = [
         Run(trace, cap_of(trace.about["recipe"], tuple(trace.about["overrides"])), *fate(trace.curve))
         for trace in traces()
-        if trace.about["set"] == part
+        if trace.about["set"] == part and (part == "judgement" or trace.setting not in JUDGES)
     ]
     if {"stable", "collapsed"} - {run.fate for run in found}:
         raise SystemExit(

@@ -1,7 +1,7 @@
 """What collapses: the sum of steps, the scale of the advantages, or the step reward? `collapse_structure.py`
 
-Reads the judged traces of {process, distillation} x {sum to go, own deposit} x {raw, unit advantages}, and of the naive
-process run at a ninth of its learning rate. A contrast is over arms that differ in one thing alone, and the same seeds:
+Reads the judged traces of {process, distillation} x {sum to go, own deposit} x {raw, unit advantages}, and of process
+sums at a ninth of its learning rate. A contrast is over arms that differ in one thing alone, and the same seeds:
 a factor *collapses runs* if its level does so more often than the other by at least half, with the 95 % interval of the
 difference above 0 (Newcombe's, statsmodels); it *does not* if the interval lies below half; else it cannot be told.
 Fixed before the judged runs.
@@ -16,16 +16,16 @@ from traces import JUDGED, traces
 from stablerank.dynamics.chain import collapse_step
 
 GRID = {
-    ("process", "sum", "raw"): "s4-naive",
-    ("process", "sum", "unit"): "s4-naive-unit",
-    ("process", "own", "raw"): "s4-own",
-    ("process", "own", "unit"): "s4-own-unit",
-    ("distillation", "sum", "raw"): "s4-distillation-sum",
-    ("distillation", "sum", "unit"): "s4-distillation-sum-unit",
-    ("distillation", "own", "raw"): "s4-distillation",
-    ("distillation", "own", "unit"): "s4-distillation-unit",
+    ("process", "sum", "raw"): "loose-sums",
+    ("process", "sum", "unit"): "loose-sums-unit",
+    ("process", "own", "raw"): "loose-own",
+    ("process", "own", "unit"): "loose-own-unit",
+    ("distillation", "sum", "raw"): "loose-distillation-sums",
+    ("distillation", "sum", "unit"): "loose-distillation-sums-unit",
+    ("distillation", "own", "raw"): "loose-distillation",
+    ("distillation", "own", "unit"): "loose-distillation-unit",
 }
-NINTH = "s4-naive-ninth"
+NINTH = "loose-sums-ninth"
 CONTRASTS = (
     ("cumulative sum", 1, ("sum", "own"), "process"),
     ("cumulative sum", 1, ("sum", "own"), "distillation"),

@@ -23,7 +23,7 @@ def collapse() -> str:
 def collapse_differences() -> str:
     found = load("collapse")
     rows = [
-        [f"{row['arm']} less naive", *(f"{100 * row[key]:+.1f}" for key in ("value", "low", "high"))]
+        [f"{row['arm']} less sums", *(f"{100 * row[key]:+.1f}" for key in ("value", "low", "high"))]
         for row in found["differences"]
     ]
     told = found["verdict"]
