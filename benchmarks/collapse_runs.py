@@ -10,10 +10,10 @@ rule is misled before length matters.
 
 S4 is gernim/lora-reward-density, scaled: its four prompts by four completions, temperature 0.7, top-p 0.95, 100 steps,
 KL coefficient 0.05 and LoRA alpha 32 are kept; its 1,536 tokens for answers of 800 become CAP for answers of 14, and
-its learning rate that of the embedded student's recipes. ``s4`` is that. ``loose`` samples without truncation, pulls a
-little harder to the reference and lasts 150 steps: chosen on seeds 0 and 1, it is where plain sums collapse. ``hot``
-and ``free`` are like it with twice the learning rate, and without the KL term; ``quick`` is short, fast and healthy;
-``tight`` leaves answers little room; ``easy`` has short chains.
+its learning rate that of the embedded student's recipes. ``s4`` is that. ``loose`` samples without truncation and pulls
+a little harder to the reference: chosen on seeds 0 and 1, it is where plain sums collapse. ``long`` lasts twice as long.
+``hot`` and ``free`` have twice the learning rate, and no KL term; ``quick`` is short, fast and healthy; ``tight``
+leaves answers little room; ``easy`` has short chains.
 
 ``s4`` as a credit rule is that of S4, normalised step rewards summed from each token on; ``sums`` sums first; ``own``
 leaves each step its own reward.
@@ -51,7 +51,8 @@ S4 = [
     "optimiser.warmup_steps=0",
 ]
 WHOLE = ["trainer.temperature=1.0", "trainer.top_p=1.0"]
-LOOSE = [*S4, *WHOLE, "trainer.beta=0.07", "trainer.max_steps=150", "trainer.save_steps=75"]
+LOOSE = [*S4, *WHOLE, "trainer.beta=0.07"]
+LONG = [*LOOSE, "trainer.max_steps=200"]
 HOT = [*S4, *WHOLE, "optimiser.learning_rate=1.0e-3"]
 FREE = [*S4, *WHOLE, "trainer.beta=0.0"]
 QUICK = [
@@ -98,6 +99,7 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
     "loose-distillation-unit": (DISTILLATION, [*LOOSE, unit(TOKENS_OWN)]),
     "loose-distillation-sums": (DISTILLATION, [*LOOSE, TOKENS_SUM]),
     "loose-distillation-sums-unit": (DISTILLATION, [*LOOSE, unit(TOKENS_SUM)]),
+    "long-sums": (PROCESS, [STEPS, *LONG, SUMS]),
     "hot-sums": (PROCESS, [STEPS, *HOT, SUMS]),
     "hot-s4": (PROCESS, [STEPS, *HOT, NORMALISED]),
     "hot-recommended": (PROCESS, [STEPS, *HOT, MEAN]),
@@ -115,7 +117,9 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
     "easy-distillation": (DISTILLATION, EASY),
 }
 JUDGES = tuple(
-    name for name in SETTINGS if name.startswith(("loose-", "easy-")) or name in ("quick-distillation", "tight-outcome")
+    name
+    for name in SETTINGS
+    if name.startswith(("loose-", "long-", "easy-")) or name in ("quick-distillation", "tight-outcome")
 )
 
 
