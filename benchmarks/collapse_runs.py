@@ -11,9 +11,9 @@ rule is misled before length matters.
 S4 is gernim/lora-reward-density, scaled: its four prompts by four completions, temperature 0.7, top-p 0.95, 100 steps,
 KL coefficient 0.05 and LoRA alpha 32 are kept; its 1,536 tokens for answers of 800 become CAP for answers of 14, and
 its learning rate that of the embedded student's recipes. ``s4`` is that. ``loose`` samples without truncation and pulls
-a little harder to the reference: chosen on seeds 0 and 1, it is where plain sums collapse. ``long`` lasts twice as long.
-``hot`` and ``free`` have twice the learning rate, and no KL term; ``quick`` is short, fast and healthy; ``tight``
-leaves answers little room; ``easy`` has short chains.
+a little harder to the reference: chosen on seeds 0 and 1, it is where plain sums collapse. ``long`` lasts twice as
+long. ``hot`` and ``free`` have twice the learning rate, and no KL term; ``quick`` is short, fast and healthy;
+``tight`` leaves answers little room; ``easy`` has short chains.
 
 ``s4`` as a credit rule is that of S4, normalised step rewards summed from each token on; ``sums`` sums first; ``own``
 leaves each step its own reward.

@@ -86,7 +86,7 @@ def build(name: str, place: str, folder: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from stablerank.rewards.geometric import StableRankReward
+    from stablerank.rewards.geometric import SpectrumReward
     from stablerank.rewards.outcome import MathVerifyReward
     from stablerank.rewards.plain_trl import as_trl_reward
     from stablerank.tasks.arithmetic import problems
@@ -121,7 +121,7 @@ def build(name: str, place: str, folder: str) -> Any:
         "peft_config": LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
     }
     if name in (SHARED, OURS):
-        reward = StableRankReward() if name == SHARED else MathVerifyReward()
+        reward = SpectrumReward() if name == SHARED else MathVerifyReward()
         return CreditGRPOTrainer(model=model, rewards=[WeightedReward(reward)], **arguments)
     if name == PLAIN:
         return GRPOTrainer(model, reward_funcs=[as_trl_reward(MathVerifyReward())], **arguments)

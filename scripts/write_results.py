@@ -13,9 +13,15 @@ from collections.abc import Callable
 
 import adapter_tables
 import alarm_tables
+import bestofn_tables
 import chain_tables
 import collapse_tables
+import correlates_tables
 import diagnosis_tables
+import pair_model_tables
+import pairs_tables
+import scorer_tables
+import sr_tables
 from tables import RESULTS, ROOT, load, table
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -259,6 +265,13 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "alarms": alarm_tables.alarms,
     "alarm_runs": alarm_tables.alarm_runs,
     "alarm_thresholds": alarm_tables.alarm_thresholds,
+    "bestofn_pools": bestofn_tables.pools,
+    "bestofn_student": bestofn_tables.student,
+    "bestofn_gsm8k": bestofn_tables.gsm8k,
+    "bestofn_chain_sum": bestofn_tables.chain_sum,
+    "bestofn_gcd": bestofn_tables.gcd,
+    "bestofn_ties": bestofn_tables.ties,
+    "bestofn_costs": bestofn_tables.costs,
     "collapse": collapse_tables.collapse,
     "collapse_differences": collapse_tables.collapse_differences,
     "collapse_structure": collapse_tables.collapse_structure,
@@ -269,6 +282,21 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "collapse_chain_order": chain_tables.order,
     "collapse_chain_pairs": chain_tables.pairs,
     "collapse_chain_rules": chain_tables.rules,
+    "correlates": correlates_tables.correlates,
+    "correlates_all": correlates_tables.correlates_all,
+    "interventions": correlates_tables.interventions,
+    "layer_sweep": correlates_tables.layer_sweep,
+    "mechanisms": correlates_tables.mechanisms,
+    "template_sweep": correlates_tables.template_sweep,
+    "window_sweep": correlates_tables.window_sweep,
+    "pair_model": pair_model_tables.pair_model,
+    "pairs_sets": pairs_tables.pairs_sets,
+    "pairs_accuracy": pairs_tables.pairs_accuracy,
+    "pairs_subsets": pairs_tables.pairs_subsets,
+    "scorer_cost": scorer_tables.scorer_cost,
+    "sr_grpo": sr_tables.sr_grpo,
+    "sr_grpo_contrasts": sr_tables.sr_grpo_contrasts,
+    "sr_grpo_long": sr_tables.sr_grpo_long,
     "diagnose_faults": diagnosis_tables.diagnose_faults,
     "diagnose_counts": diagnosis_tables.diagnose_counts,
     "demo_seeds": demo_seeds,

@@ -12,11 +12,15 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from stablerank.adapters.prepare import prepare_adapter
+    from stablerank.choosing import best_of_n
     from stablerank.diagnosing import diagnose_run
     from stablerank.evaluating import evaluate, headroom
     from stablerank.facade import export, train
     from stablerank.measuring import measure
+    from stablerank.rewardbenching import rewardbench
     from stablerank.rewards.plain_trl import as_trl_reward
+    from stablerank.rewards.scorers.trl import StableRankReward
+    from stablerank.scoring import score
     from stablerank.spectral.functionals import stable_rank
     from stablerank.training.alarms import watch_collapse
     from stablerank.training.recipe import Recipe, load_recipe
@@ -28,7 +32,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "GeometryCallback": "stablerank.training.telemetry",
     "Recipe": "stablerank.training.recipe",
+    "StableRankReward": "stablerank.rewards.scorers.trl",
     "as_trl_reward": "stablerank.rewards.plain_trl",
+    "best_of_n": "stablerank.choosing",
     "diagnose_run": "stablerank.diagnosing",
     "evaluate": "stablerank.evaluating",
     "explain_zero": "stablerank.training.zero",
@@ -38,6 +44,8 @@ _HOMES = {
     "load_recipe": "stablerank.training.recipe",
     "measure": "stablerank.measuring",
     "prepare_adapter": "stablerank.adapters.prepare",
+    "rewardbench": "stablerank.rewardbenching",
+    "score": "stablerank.scoring",
     "stable_rank": "stablerank.spectral.functionals",
     "train": "stablerank.facade",
     "watch_collapse": "stablerank.training.alarms",
@@ -47,7 +55,9 @@ _HOMES = {
 __all__ = [
     "GeometryCallback",
     "Recipe",
+    "StableRankReward",
     "as_trl_reward",
+    "best_of_n",
     "diagnose_run",
     "evaluate",
     "explain_zero",
@@ -57,6 +67,8 @@ __all__ = [
     "load_recipe",
     "measure",
     "prepare_adapter",
+    "rewardbench",
+    "score",
     "stable_rank",
     "train",
     "watch_collapse",

@@ -47,6 +47,7 @@ def states_of(model, prompts, completions, extra=0):
         completion_mask,
         width + extra,
         lambda hidden: model.lm_head(hidden).float() / TEMPERATURE,
+        ids,
     )
 
 

@@ -1,5 +1,6 @@
 """What needs GPUs is checked as far as it goes without them: sections, TRL's configuration, accelerate's plugins."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,29 @@ def test_accelerate_reads_its_settings(name: str) -> None:
     }
     plugin = FullyShardedDataParallelPlugin(**settings)
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "ds-r1-1.5b"])
+def test_published_settings_of_sr_grpo_reach_trl(name: str, tmp_path: Path, capsys) -> None:
+    """128 completions a step of 4 processes, dropout, cosine with a tenth of warm-up, and either published beta."""
+    path = RECIPES / f"gpu-sr-grpo-{name}.yaml"
+    for at, file in enumerate(("train", "held_out")):
+        rows = [{"prompt": f"{number}+1=?\n", "answer": str(number + 1)} for number in range(9 * at, 9 * at + 9)]
+        (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = [
+        "model.path=zoo:arith-student",
+        f"data.path={tmp_path / 'train.jsonl'}",
+        f"data.test_path={tmp_path / 'held_out.jsonl'}",
+        "data.chat=false",
+        "trainer.max_completion_length=96",
+    ]
+    recipe = load_recipe(path, overrides)
+    config = grpo_config(recipe, "nowhere")
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps * 4 == 128
+    assert (config.num_generations, config.beta, config.learning_rate) == (8, 0.01, 1e-6)
+    assert config.warmup_steps * 10 == config.max_steps
+    assert (recipe.adapter.r, recipe.adapter.alpha, recipe.adapter.dropout) == (16, 32, 0.1)
+    assert recipe.components[0].effective_credit.epsilon == 1e-8
+    assert grpo_config(load_recipe(path, [*overrides, "trainer.beta=0.04"]), "nowhere").beta == 0.04
+    print_plan(str(path), overrides)
+    assert "window: 512" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from trl import GRPOConfig
 from stablerank.errors import ModelError
 from stablerank.rewards.deposits import Deposit
 from stablerank.rewards.divergence import KLReward
-from stablerank.rewards.geometric import StableRankReward
+from stablerank.rewards.geometric import SpectrumReward, View
 from stablerank.rewards.intrinsic import IntrinsicReward
 from stablerank.rewards.length import LengthReward
 from stablerank.training.grpo import CreditGRPOTrainer
@@ -125,7 +125,7 @@ def stable_ranks(run: Run) -> list[float]:
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 def test_a_stable_rank_reward_costs_one_frozen_pass_with_or_without_a_kl_term(run, beta) -> None:
     """The reward is that of an explicit forward with the adapter off."""
-    done = run(StableRankReward(), beta=beta)
+    done = run(SpectrumReward(), beta=beta)
     assert done.rows == [(FROZEN, COMPLETIONS)]
     assert done.deposit("stable_rank").trajectory_rewards_N.tolist() == pytest.approx(stable_ranks(done), rel=1e-5)
 
@@ -135,7 +135,7 @@ def test_without_a_reader_no_pass_is_made(run) -> None:
 
 
 def test_a_pass_in_chunks_sees_every_row_once(run) -> None:
-    done = run(StableRankReward(), per_device_train_batch_size=3, gradient_accumulation_steps=4, beta=0.04)
+    done = run(SpectrumReward(), per_device_train_batch_size=3, gradient_accumulation_steps=4, beta=0.04)
     assert done.rows == [(FROZEN, 3)] * 4
     assert done.deposit("stable_rank").trajectory_rewards_N.tolist() == pytest.approx(stable_ranks(done), rel=1e-5)
 
@@ -143,7 +143,12 @@ def test_a_pass_in_chunks_sees_every_row_once(run) -> None:
 @pytest.mark.parametrize("settings", [{}, {"beta": 0.04, "pad_to_multiple_of": 16}, {"num_iterations": 2}])
 def test_all_rewards_share_two_passes_and_read_what_explicit_forwards_say(run, settings) -> None:
     """Whoever made the passes: we, TRL for its KL term (padding further than we do), TRL for its off-policy ratio."""
-    rewards = (KLReward(), IntrinsicReward("likelihood"), StableRankReward(), StableRankReward("response", 16))
+    rewards = (
+        KLReward(),
+        IntrinsicReward("likelihood"),
+        SpectrumReward(),
+        SpectrumReward(view=View("response", 16)),
+    )
     done = run(*rewards, IntrinsicReward("self_certainty"), IntrinsicReward("entropy", "frozen"), **settings)
     assert sorted(done.rows) == [(FROZEN, COMPLETIONS), (POLICY, COMPLETIONS)]
     assert done.deposit("stable_rank_2").trajectory_rewards_N.tolist() == pytest.approx(stable_ranks(done), rel=1e-5)
@@ -159,11 +164,11 @@ def test_all_rewards_share_two_passes_and_read_what_explicit_forwards_say(run, s
 
 
 def test_a_policy_that_trains_in_place_is_held_against_the_reference_model(run) -> None:
-    done = run(StableRankReward(), adapter=False, beta=0.04)
+    done = run(SpectrumReward(), adapter=False, beta=0.04)
     assert done.rows == [(FROZEN, COMPLETIONS)]
     assert done.deposit("stable_rank").trajectory_rewards_N.tolist() == pytest.approx(stable_ranks(done), rel=1e-5)
 
 
 def test_a_policy_that_trains_in_place_alone_has_no_reference(run) -> None:
     with pytest.raises(ModelError, match=r"set trainer\.beta above 0, or train an adapter"):
-        run(StableRankReward(), adapter=False)
+        run(SpectrumReward(), adapter=False)

@@ -4,6 +4,7 @@ import typer
 
 from stablerank.cli import (
     adapt,
+    bestofn,
     cell,
     demo,
     diagnose,
@@ -13,6 +14,8 @@ from stablerank.cli import (
     inspect_reward,
     measure,
     report,
+    rewardbench,
+    score,
     study,
     train,
     zoo,
@@ -33,6 +36,9 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("measure")(measure.measure)
+app.command("score")(score.score)
+app.command("rewardbench")(rewardbench.rewardbench)
+app.command("bestofn")(bestofn.bestofn)
 app.command("inspect-reward")(inspect_reward.inspect_reward)
 app.command("adapt")(adapt.adapt)
 app.command("report")(report.report)

@@ -2,20 +2,21 @@
 
 Legend: N completions, T tokens of the longest completion.
 
-What passes of the frozen reference and of the policy left comes as `Forward`s, where a reward said that it needs them.
+What passes of the frozen reference, the policy and its snapshot left comes as `Forward`s, where a reward said that it
+needs them.
 
 Left out on purpose: hidden states and the model itself.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stablerank.errors import RewardError
-from stablerank.rewards.forwards import Forward
+from stablerank.rewards.forwards import Forward, Which
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
@@ -42,6 +43,7 @@ class Rollout:
     """As the policy read them, without padding; None where the caller has texts only, as plain TRL does."""
     frozen: Forward | None = None
     policy: Forward | None = None
+    snapshot: Forward | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -56,9 +58,9 @@ class Rollout:
             )
         return self.columns[name]
 
-    def forward(self, which: Literal["frozen", "policy"], reader: str) -> Forward:
+    def forward(self, which: Which, reader: str) -> Forward:
         """The pass ``which``; RewardError where nobody ran it."""
-        found = self.frozen if which == "frozen" else self.policy
+        found = {"frozen": self.frozen, "policy": self.policy, "snapshot": self.snapshot}[which]
         if found is None:
             raise RewardError(
                 f"the reward {reader} reads the {which} forward pass, which only our trainer runs; use it through "

@@ -12,13 +12,14 @@ from stablerank.rewards.credit.specs import CreditSpec
 from stablerank.rewards.deposits import Reward
 from stablerank.rewards.distillation.spec import DistillationSpec
 from stablerank.rewards.divergence import KLSpec
-from stablerank.rewards.geometric import StableRankSpec
+from stablerank.rewards.geometric import SpectrumSpec
 from stablerank.rewards.gym import GymSpec
 from stablerank.rewards.intrinsic import IntrinsicSpec
 from stablerank.rewards.length import LengthSpec
 from stablerank.rewards.outcome import MathVerifyReward
 from stablerank.rewards.process.spec import ProcessSpec
 from stablerank.rewards.python import PythonReward
+from stablerank.rewards.scorers.reward import ScorerRewardSpec
 
 
 class MathVerifySpec(RewardSpecBase):
@@ -58,7 +59,8 @@ _Single = (
     | IntrinsicSpec
     | KLSpec
     | LengthSpec
-    | StableRankSpec
+    | SpectrumSpec
+    | ScorerRewardSpec
 )
 SingleRewardSpec = Annotated[_Single, Field(discriminator="kind")]
 

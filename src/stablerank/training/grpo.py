@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,14 +27,17 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from stablerank.adapters.reference import guard_reference
 from stablerank.dynamics.batch import answered, reward_length_correlation
-from stablerank.errors import RecipeError
+from stablerank.dynamics.groups import duplicate_share, near_duplicate_share, relative_spread
+from stablerank.errors import ModelError, RecipeError
 from stablerank.rewards.credit.advantages import Component, Credit, advantages
 from stablerank.rewards.deposits import Deposit
+from stablerank.rewards.forwards import Which
 from stablerank.rewards.rollout import Rollout
 from stablerank.runs.record import weighted_sum
-from stablerank.training.passes import Passes, Which, is_reference_active, padded_batch, reference_of
+from stablerank.training.passes import Passes, is_reference_active, padded_batch, reference_of
 from stablerank.training.recipe import FIXED, Recipe
 from stablerank.training.scoring import Scoring, WeightedReward
+from stablerank.training.snapshot import Snapshot, SnapshotCallback
 
 RolloutRow = dict[str, Any]
 RolloutSink = Callable[[int, list[RolloutRow]], None]
@@ -55,15 +59,41 @@ class CreditGRPOTrainer(GRPOTrainer):
         """
         self._scoring = Scoring(rewards, self._with_passes)
         self._passes = Passes(self._scoring.needs, trl_arguments["args"].temperature)
+        self._snapshot = Snapshot()
         self._rollout_sink = rollout_sink
         self._is_scoring = False
         self._sampled: tuple[list[list[int]], list[list[int]]] = ([], [])
         super().__init__(reward_funcs=self._scoring.functions(), **trl_arguments)
+        if refresh := self._scoring.needs.refresh:
+            self._refuse_sharded_snapshots()
+            self.add_callback(SnapshotCallback(refresh, lambda: self._snapshot.take(self._policy)))
 
     def log_scalar(self, name: str, value: float) -> None:
         """Add a scalar to this step's log row, and so to every tracker of ``report_to``."""
         # A user callback cannot: `Trainer.log` stores and reports before it calls one.
         self._metrics["train"][name].append(value)
+
+    @property
+    def _policy(self) -> torch.nn.Module:
+        policy: torch.nn.Module = self.accelerator.unwrap_model(self.model)
+        return policy
+
+    def _refuse_sharded_snapshots(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ModelError(
+                "A reward reads a snapshot of the policy, which is made of whole weights, and DeepSpeed and FSDP shard "
+                "them; read the frozen reference or the policy (reward.of), or train without them."
+            )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._snapshot.is_taken and self.args.should_save:
+            self._snapshot.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._scoring.needs.any_snapshot:
+            self._snapshot.load(Path(resume_from_checkpoint), self._policy)
 
     def _generate(self, prompts: list[Any]) -> Any:
         generated = super()._generate(prompts)
@@ -74,7 +104,7 @@ class CreditGRPOTrainer(GRPOTrainer):
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *rest: Any, **named: Any
     ) -> Any:
         which = self._which_pass(model) if self._is_scoring else None
-        with self._passes.listening(which, model, attention_mask, logits_to_keep) as keep:
+        with self._passes.listening(which, model, input_ids, attention_mask, logits_to_keep) as keep:
             found = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *rest, **named
             )
@@ -82,20 +112,27 @@ class CreditGRPOTrainer(GRPOTrainer):
         return found
 
     def _which_pass(self, model: Any) -> Which:
+        if self._snapshot.is_in:
+            return "snapshot"
         unwrapped = self.accelerator.unwrap_model(model)
         is_frozen = model is self.ref_model or is_reference_active(unwrapped)
         return "frozen" if is_frozen else "policy"
 
     def _with_passes(self, rollout: Rollout) -> Rollout:
         """The rollout with token ids and the passes that the rewards read; those that TRL did not make are made."""
-        policy = self.accelerator.unwrap_model(self.model)
         if self._scoring.needs.any_frozen and "frozen" not in self._passes.found:
-            self._run_pass(*reference_of(policy, self.ref_model))
+            self._run_pass(*reference_of(self._policy, self.ref_model))
         if self._scoring.needs.any_policy and "policy" not in self._passes.found:
             self._run_pass(self.model, nullcontext())
+        if self._scoring.needs.any_snapshot:
+            self._run_pass(self.model, self._snapshot.swapped(self._policy))
         found = self._passes.found
         return dataclasses.replace(
-            rollout, prompt_ids=self._sampled[0], frozen=found.get("frozen"), policy=found.get("policy")
+            rollout,
+            prompt_ids=self._sampled[0],
+            frozen=found.get("frozen"),
+            policy=found.get("policy"),
+            snapshot=found.get("snapshot"),
         )
 
     def _run_pass(self, model: Any, context: AbstractContextManager[Any]) -> None:
@@ -155,10 +192,16 @@ class CreditGRPOTrainer(GRPOTrainer):
 
     def _log_batch(self, rows: Sequence[RolloutRow]) -> None:
         reward_N, tokens_N, group_N = ([row[key] for row in rows] for key in ("reward", "tokens", "group"))
+        ids_N, parts_N = [row["completion_ids"] for row in rows], [json.loads(row["rewards"]) for row in rows]
         found = {
             "answered": answered([row["completion"] for row in rows]),
             "reward_length_correlation": reward_length_correlation(reward_N, tokens_N, group_N),
+            "duplicate_share": duplicate_share(ids_N, group_N),
+            "near_duplicate_share": near_duplicate_share(ids_N, group_N),
         }
+        for name in self._scoring.names:
+            part_N = [math.nan if parts[name] is None else parts[name] for parts in parts_N]
+            found[f"rewards/{name}/relative_spread"] = relative_spread(part_N, group_N)
         for name, value in found.items():
             if not math.isnan(value):  # TRL would log it as null
                 self.log_scalar(name, value)

@@ -2,7 +2,8 @@
 
 Contract: a pass over prompts and completions happens at most once a batch and model. TRL makes the frozen one for its
 KL term (``beta`` above 0) and the policy one where it samples ahead of the update; then the readings come from these.
-Otherwise the pass is run here, through the same method of TRL's, when a reward asks for it. Hidden states live as
+Otherwise, and always for a snapshot, the pass is run here, through the same method of TRL's, when a reward asks for it.
+Hidden states live as
 long as their chunk; a reading of logits costs a pass an fp32 copy of the head where the model has another dtype.
 
 Seam: `GRPOTrainer._get_per_token_logps_and_entropies`, through which all of TRL's passes go, and a forward hook on the
@@ -14,7 +15,7 @@ Left out on purpose: images; models that scale or cap their logits, where a read
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -24,9 +25,8 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import use_adapter
 
 from stablerank.errors import ModelError
-from stablerank.rewards.forwards import Forward, Needs, Reading, States
+from stablerank.rewards.forwards import Forward, Needs, Reading, States, Which
 
-Which = Literal["frozen", "policy"]
 _SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
@@ -42,14 +42,15 @@ class Passes:
         self.found.clear()
 
     @contextmanager
-    def listening(self, which: Which | None, model: nn.Module, attention_mask_NL: Tensor, width: int) -> Iterator[Any]:
+    def listening(
+        self, which: Which | None, model: nn.Module, ids_NL: Tensor, attention_mask_NL: Tensor, width: int
+    ) -> Iterator[Any]:
         """Take the readings of a pass while it runs; call what is yielded with its log-probabilities."""
         if which is None or which in self.found:
             yield lambda logprobs_NT: None
             return
-        readings = self.needs.frozen_readings if which == "frozen" else self.needs.policy_readings
-        attention_mask_NL = attention_mask_NL.bool()
-        listener = _Listener(readings, _causal_model(model), attention_mask_NL, width, self._temperature)
+        readings, attention_mask_NL = self.needs.readings(which), attention_mask_NL.bool()
+        listener = _Listener(readings, _causal_model(model), ids_NL, attention_mask_NL, width, self._temperature)
         # TRL may pad to a multiple; the rollout is as wide as its longest completion.
         longest = int(attention_mask_NL[:, attention_mask_NL.shape[1] - width :].sum(1).max())
 
@@ -68,12 +69,13 @@ class _Listener:
         self,
         readings: Mapping[str, Reading],
         model: PreTrainedModel,
+        ids_NL: Tensor,
         attention_mask_NL: Tensor,
         width: int,
         temperature: float,
     ) -> None:
         self._readings, self._model = readings, model
-        self._attention_mask_NL, self._width = attention_mask_NL, width
+        self._ids_NL, self._attention_mask_NL, self._width = ids_NL, attention_mask_NL, width
         self._temperature, self._done = temperature, 0
         self._found: dict[str, list[Tensor]] = {name: [] for name in readings}
 
@@ -96,11 +98,12 @@ class _Listener:
 
     def _on_chunk(self, module: nn.Module, arguments: Any, output: Any) -> None:
         hidden_BLD = output.last_hidden_state.detach()
-        attention_mask_BL = self._attention_mask_NL[self._done : self._done + len(hidden_BLD)]
-        self._done += len(hidden_BLD)
+        rows = slice(self._done, self._done + len(hidden_BLD))
+        attention_mask_BL, ids_BL = self._attention_mask_NL[rows], self._ids_NL[rows]
+        self._done = rows.stop
         completion_mask_BL = attention_mask_BL.clone()
         completion_mask_BL[:, : completion_mask_BL.shape[1] - self._width] = False
-        states = States(hidden_BLD, attention_mask_BL, completion_mask_BL, self._width, self._logits)
+        states = States(hidden_BLD, attention_mask_BL, completion_mask_BL, self._width, self._logits, ids_BL)
         for name, reading in self._readings.items():
             self._found[name].append(reading(states))
 

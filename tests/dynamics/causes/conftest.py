@@ -45,6 +45,12 @@ def learning(seed: int = 0, steps: int = STEPS) -> dict[str, np.ndarray]:
         "advantage_scale": np.abs(noisy(1 - 0.3 * rise_S, 0.03)),
         "answered": np.ones(steps),
         "reward_length_correlation": noisy(0.3 * rise_S, 0.1),
+        "rewards/stable_rank/relative_spread": np.abs(noisy(0.06 - 0.02 * rise_S, 0.008)),
+        "duplicate_share": np.clip(noisy(0.05 + 0.1 * rise_S, 0.02), 0, 1),
+        "near_duplicate_share": np.clip(noisy(0.3 + 0.2 * rise_S, 0.05), 0, 1),
+        "cut_by_window": np.zeros(steps),
+        "sigma1_first_token": noisy(0.05 + 0 * rise_S, 0.002),
+        "sigma1_special_tokens": noisy(0.1 + 0 * rise_S, 0.002),
     }
 
 
@@ -131,6 +137,16 @@ def spoilt(name: str, seed: int = 0) -> RunRecord:
             curve = held_out([0.38] * 8)
         case "not_finite":
             columns["loss"] = np.where(np.arange(STEPS) < 30, columns["loss"], np.nan)
+        case "identical_completions" | "cut_by_window" | "template_owns" | "alike_states":
+            columns["rewards/stable_rank/relative_spread"] = jittered(ramp(0.06, 0.002, 10, 25), seed, 0.2)
+            column = {"identical_completions": "duplicate_share", "cut_by_window": "cut_by_window"}
+            column |= {"template_owns": "sigma1_special_tokens"}
+            if name in column:
+                columns[column[name]] = ramp(0.05, 0.9, 10, 25)
+            curve = ()
+        case "far_policy":
+            columns["kl"] = jittered(ramp(0, 0.9, 3, 40), seed)
+            curve = ()
         case "format_lost":
             columns["answered"] = ramp(1, 0.1, 15, 25)
         case "unexplained":

@@ -2,15 +2,16 @@
 
 The ranking is the order of `CAUSES`, and the first cause found is the headline. A cause stands before those whose
 symptoms it can make: what was wrong before the first update (reference, rewards that cannot differ, length limit, no
-update at all), then what the reward pays for, then how far and how fast the policy was let go, then losses that
-nothing explains. A cause that the headline ``explains`` is told as its consequence and counts no more.
+update at all), then what the reward pays for, then how far and how fast the policy was let go, then a reward that tells
+nothing apart any more, then losses that nothing explains. A cause that the headline ``explains`` is told as its
+consequence and counts no more.
 
 Left out on purpose: probabilities. Rules fire or do not; their thresholds stand beside them with a reason each.
 """
 
 from dataclasses import dataclass
 
-from stablerank.dynamics.causes import hacking, start, unexplained, update, variance
+from stablerank.dynamics.causes import collapse, hacking, start, unexplained, update, variance
 from stablerank.dynamics.causes.diagnosis import Cause, Diagnosis
 from stablerank.dynamics.causes.facts import FEWEST_ROWS, Facts, facts_of
 from stablerank.dynamics.causes.story import story
@@ -18,7 +19,7 @@ from stablerank.runs.record import RunRecord
 
 _WORSE = ("held_out", "parts", "answered", "truncated")
 _LOSSES = ("format_lost", "unexplained")
-_FAR = ("beta_too_low", "reward_misled", *_LOSSES)
+_FAR = ("beta_too_low", "reward_misled", "far_policy", *_LOSSES)
 _STILL = ("no_learning", "reward_flat")
 
 CAUSES = (
@@ -27,7 +28,8 @@ CAUSES = (
           (("groups", "grad_norm", "advantage_scale"),), _STILL),
     Cause("verifier_rejects", "verifier that rejects everything", variance.rejecting_verifier, (("reward",),), _STILL),
     Cause("reward_constant", "constant reward", variance.constant_reward, (("reward",),), _STILL),
-    Cause("alike_groups", "groups without variance", variance.alike_groups, (("zero_std",), ("reward_std",)), _STILL),
+    Cause("alike_groups", "groups without variance", variance.alike_groups, (("zero_std",), ("reward_std",)),
+          (*_STILL, "identical_completions")),
     Cause("cap_too_short", "length limit too short", start.short_cap, (("truncated",),), (*_STILL, "format_lost")),
     Cause("no_learning", "no learning", update.no_learning, (("learning_rate", "kl"),), _STILL),
     Cause("step_spam", "reward that pays for length", hacking.paid_by_length,
@@ -39,6 +41,14 @@ CAUSES = (
     Cause("not_finite", "numbers that are not finite", update.not_finite, (("rows",),), _LOSSES),
     Cause("beta_too_low", "beta too low", hacking.low_beta, (("course",), ("reward",), ("kl",), _WORSE), _FAR),
     Cause("reward_misled", "misled reward", hacking.misled_reward, (("course",), ("reward",), _WORSE), _LOSSES),
+    Cause("identical_completions", "identical completions", collapse.identical_completions,
+          (("course",), ("spread",), ("duplicates",)), _STILL),
+    Cause("cut_by_window", "texts cut by the window of the reward", collapse.cut_by_window,
+          (("course",), ("spread",), ("cut_by_window",)), _STILL),
+    Cause("template_owns", "reward owned by template or first token", collapse.template_owns,
+          (("course",), ("spread",), ("sigma1_first", "sigma1_special")), _STILL),
+    Cause("alike_states", "states alike", collapse.alike_states, (("course",), ("spread",)), _STILL),
+    Cause("far_policy", "policy far from the reference", collapse.far_policy, (("course",), ("spread",), ("kl",))),
     Cause("format_lost", "lost answer format", unexplained.lost_format, (("course",), ("answered",)), ("unexplained",)),
     Cause("unexplained", "loss without a known cause", unexplained.unexplained_loss,
           (("course",), ("held_out", "parts"))),
@@ -60,6 +70,11 @@ NAMES = {
     "grad_norm": "gradient norm",
     "advantage_scale": "scale of the advantages",
     "learning_rate": "learning rate",
+    "spread": "spread of a reward on hidden states",
+    "duplicates": "share of identical completions",
+    "cut_by_window": "share of texts cut by the reward's window",
+    "sigma1_first": "owners of the leading direction",
+    "sigma1_special": "owners of the leading direction",
 }
 """What a missing fact is called; others are called by their own name."""
 

@@ -22,7 +22,16 @@ from stablerank.runs.record import Row, RunRecord, TrainingCompletion
 FEWEST_ROWS = 6
 """Logged steps below which nothing is said about a course: two windows of two rows, and two between them."""
 
-_LOGGED = {"learning_rate": "learning_rate", "shortest": "completions/min_length", "longest": "completions/max_length"}
+_LOGGED = {
+    "learning_rate": "learning_rate",
+    "shortest": "completions/min_length",
+    "longest": "completions/max_length",
+    "duplicates": "duplicate_share",
+    "near_duplicates": "near_duplicate_share",
+}
+_WINDOW = "cut_by_window"
+_OF_STATES = {_WINDOW: _WINDOW, "sigma1_first": "sigma1_first_token", "sigma1_special": "sigma1_special_tokens"}
+"""What a reward on hidden states logs, under its name where there are several rewards."""
 _COUNTED = ("loss", "grad_norm", "kl", "entropy")
 """Columns in which NaN or infinity is no missing value: the trainer computed it."""
 
@@ -42,7 +51,9 @@ class Facts:
     """Everything that a rule may ask."""
 
     columns: Mapping[str, Series]
-    """Signals (`SIGNALS`), ``learning_rate``, ``shortest`` and ``longest`` completion, where they have a value."""
+    """Signals (`SIGNALS`), ``learning_rate``, ``shortest`` and ``longest`` completion, shares of ``duplicates`` and
+    ``near_duplicates``, and of a reward on hidden states its ``spread``, ``cut_by_window``, ``sigma1_first`` and
+    ``sigma1_special``, where they have a value."""
     parts: Mapping[str, Series]
     """The mean of each reward function by its name, where the run had several."""
     curves: tuple[Curve, ...]
@@ -80,7 +91,8 @@ def facts_of(record: RunRecord) -> Facts:
     """Read a record once, for all rules."""
     signals = signals_of_record(record)
     columns = {name: series(signals.step_S, signals[name]) for name in SIGNALS}
-    columns |= {name: _column(record.steps, key) for name, key in _LOGGED.items()}
+    logged = {**_LOGGED, **_of_states(record.steps)}
+    columns |= {name: _column(record.steps, key) for name, key in logged.items()}
     return Facts(
         columns={name: found for name, found in columns.items() if found is not None},
         parts=_parts(record.steps),
@@ -95,6 +107,16 @@ def facts_of(record: RunRecord) -> Facts:
 
 def _column(steps: Sequence[Row], key: str) -> Series | None:
     return series([int(row["step"]) for row in steps], [_number(row.get(key)) for row in steps])
+
+
+def _of_states(steps: Sequence[Row]) -> dict[str, str]:
+    """Keys of what the first reward on hidden states logged; none without one."""
+    keys = list(dict.fromkeys(key for row in steps for key in row))
+    of = next((key.removesuffix(_WINDOW) for key in keys if key.rpartition("/")[2] == _WINDOW), None)
+    if of is None:
+        return {}
+    spread = next((key for key in keys if key.startswith(f"rewards/{of}") and key.endswith("/relative_spread")), "")
+    return {"spread": spread, **{name: of + key for name, key in _OF_STATES.items()}}
 
 
 def _parts(steps: Sequence[Row]) -> dict[str, Series]:

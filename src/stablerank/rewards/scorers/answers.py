@@ -9,7 +9,7 @@ a name that says so (``shorter``). NaN means "not defined", never "bad", and ``s
 An answer's scores do not depend on the answers beside it, up to what padding and batching move in a model's states;
 each scorer that runs a model states that bound.
 
-Left out on purpose: comparison in pairs (judges.py), files, batches.
+Left out on purpose: comparison in pairs (pairwise.py), files, batches.
 """
 
 import math
@@ -34,6 +34,8 @@ class Answer:
 
     prompt: Prompt
     response: str
+    subset: str = ""
+    """Of the set it comes from, for scorers that ask by category; without one, as `chat`."""
 
     @property
     def status(self) -> Status:
