@@ -21,11 +21,11 @@ from stablerank.dynamics.chain import FALL, GROWTH, SPIKE, chain_of, collapse_st
 from stablerank.evaluation.statistics import paired_difference
 
 ARMS = {
-    "sums": "loose-sums",
-    "S4's rule": "loose-s4",
-    "recommended": "loose-recommended",
-    "outcome": "loose-outcome",
-    "distillation": "loose-distillation",
+    "sums": "whole-sums",
+    "S4's rule": "whole-s4",
+    "recommended": "whole-recommended",
+    "outcome": "whole-outcome",
+    "distillation": "whole-distillation",
 }
 NO_LOWER = -0.03
 START = 5

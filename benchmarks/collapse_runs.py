@@ -5,14 +5,15 @@ credit rules read. A run that has a trace is not repeated, an interrupted one is
 policy is asked held-out problems, judged by the answer alone: of validation for seeds that something is chosen on, of
 test for those that judge. The settings in `JUDGES` are for judgement: nothing is calibrated on them, whatever the seed.
 
-The process reward is that of zoo:arith-prm-hardened. The plain one does not see operations left out, by which every
-rule is misled before length matters.
+The student is the one of talkative.py, which may say a line again, because in S4 the number of steps is the policy's
+choice. The process reward is that of exact_steps.py, which makes no mistake: with a process reward model, every rule is
+misled before length matters (docs/rewards-process.md).
 
 S4 is gernim/lora-reward-density, scaled: its four prompts by four completions, temperature 0.7, top-p 0.95, 100 steps,
 KL coefficient 0.05 and LoRA alpha 32 are kept; its 1,536 tokens for answers of 800 become CAP for answers of 14, and
-its learning rate that of the embedded student's recipes. ``s4`` is that. ``loose`` samples without truncation and pulls
-a little harder to the reference: chosen on seeds 0 and 1, it is where plain sums collapse. ``long`` lasts twice as
-long. ``hot`` and ``free`` have twice the learning rate, and no KL term; ``quick`` is short, fast and healthy;
+its learning rate that of the embedded student's recipes. ``s4`` is that. ``whole`` samples without truncation: chosen
+on seeds 0 to 2, it is where plain sums learn and then collapse. ``hot`` and ``free`` are ``whole`` with twice the
+learning rate, and without the KL term; ``plain`` starts from the student as it is, ``quick`` too, short and fast;
 ``tight`` leaves answers little room; ``easy`` has short chains.
 
 ``s4`` as a credit rule is that of S4, normalised step rewards summed from each token on; ``sums`` sums first; ``own``
@@ -24,6 +25,7 @@ import shutil
 from pathlib import Path
 
 from common import ROOT, require_recipe
+from talkative import FOLDER, made
 from traces import JUDGED, TRACES, keep, kept_seeds
 
 from stablerank.runs.folder import RunFolder
@@ -35,7 +37,7 @@ CURVE = [
     "evaluation.every=5",
     "evaluation.curve_problems=100",
     "evaluation.problems=200",
-    "evaluation.reward={kind: math_verify}",
+    "evaluation.reward={kind: python, ref: 'benchmarks/exact_steps.py:ends_right'}",
     "geometry.every=5",
 ]
 S4 = [
@@ -50,11 +52,12 @@ S4 = [
     f"trainer.max_completion_length={CAP}",
     "optimiser.warmup_steps=0",
 ]
-WHOLE = ["trainer.temperature=1.0", "trainer.top_p=1.0"]
-LOOSE = [*S4, *WHOLE, "trainer.beta=0.07"]
-LONG = [*LOOSE, "trainer.max_steps=200"]
-HOT = [*S4, *WHOLE, "optimiser.learning_rate=1.0e-3"]
-FREE = [*S4, *WHOLE, "trainer.beta=0.0"]
+TALKATIVE = f"adapter={{kind: saved, path: {FOLDER}}}"
+EXACT = "reward={kind: python_steps, ref: 'benchmarks/exact_steps.py:judge'}"
+PLAIN = [*S4, "trainer.temperature=1.0", "trainer.top_p=1.0"]
+WHOLE = [*PLAIN, TALKATIVE]
+HOT = [*WHOLE, "optimiser.learning_rate=1.0e-3"]
+FREE = [*WHOLE, "trainer.beta=0.0"]
 QUICK = [
     *CURVE,
     "trainer.max_steps=30",
@@ -62,8 +65,8 @@ QUICK = [
     "trainer.per_device_train_batch_size=32",
     "optimiser.learning_rate=1.0e-3",
 ]
-TIGHT = [*S4, "trainer.max_completion_length=64"]
-EASY = [*S4, "trainer.max_steps=60", "data.level=easy"]
+TIGHT = [*PLAIN, "trainer.max_completion_length=64"]
+EASY = [*PLAIN, "trainer.max_steps=60", "data.level=easy"]
 SUMS = "credit={rule: position}"
 NORMALISED = "credit={rule: return_to_go, epsilon: 1.0e-8}"
 OWN = "credit={rule: per_deposit}"
@@ -80,51 +83,46 @@ def unit(credit: str) -> str:
 
 TOKENS_OWN = "credit={centre: none, scale: none}"
 TOKENS_SUM = "credit={centre: none, scale: none, tokens: to_go}"
-STEPS = "reward.model=zoo:arith-prm-hardened"
 SETTINGS: dict[str, tuple[str, list[str]]] = {
-    "s4-s4": (PROCESS, [STEPS, *S4, NORMALISED]),
-    "s4-sums": (PROCESS, [STEPS, *S4, SUMS]),
-    "s4-recommended": (PROCESS, [STEPS, *S4, MEAN]),
-    "s4-outcome": (OUTCOME, S4),
-    "s4-distillation": (DISTILLATION, S4),
-    "loose-sums": (PROCESS, [STEPS, *LOOSE, SUMS]),
-    "loose-sums-unit": (PROCESS, [STEPS, *LOOSE, unit(SUMS)]),
-    "loose-sums-ninth": (PROCESS, [STEPS, *LOOSE, SUMS, f"optimiser.learning_rate={5e-4 / 9:.3e}"]),
-    "loose-s4": (PROCESS, [STEPS, *LOOSE, NORMALISED]),
-    "loose-own": (PROCESS, [STEPS, *LOOSE, OWN]),
-    "loose-own-unit": (PROCESS, [STEPS, *LOOSE, unit(OWN)]),
-    "loose-recommended": (PROCESS, [STEPS, *LOOSE, MEAN]),
-    "loose-outcome": (OUTCOME, LOOSE),
-    "loose-distillation": (DISTILLATION, LOOSE),
-    "loose-distillation-unit": (DISTILLATION, [*LOOSE, unit(TOKENS_OWN)]),
-    "loose-distillation-sums": (DISTILLATION, [*LOOSE, TOKENS_SUM]),
-    "loose-distillation-sums-unit": (DISTILLATION, [*LOOSE, unit(TOKENS_SUM)]),
-    "long-sums": (PROCESS, [STEPS, *LONG, SUMS]),
-    "hot-sums": (PROCESS, [STEPS, *HOT, SUMS]),
-    "hot-s4": (PROCESS, [STEPS, *HOT, NORMALISED]),
-    "hot-recommended": (PROCESS, [STEPS, *HOT, MEAN]),
-    "free-sums": (PROCESS, [STEPS, *FREE, SUMS]),
-    "free-recommended": (PROCESS, [STEPS, *FREE, MEAN]),
-    "hot-outcome": (OUTCOME, HOT),
-    "free-distillation": (DISTILLATION, FREE),
+    "s4-sums": (PROCESS, [*S4, TALKATIVE, EXACT, SUMS]),
+    "s4-s4": (PROCESS, [*S4, TALKATIVE, EXACT, NORMALISED]),
+    "s4-recommended": (PROCESS, [*S4, TALKATIVE, EXACT, MEAN]),
+    "whole-sums": (PROCESS, [*WHOLE, EXACT, SUMS]),
+    "whole-sums-unit": (PROCESS, [*WHOLE, EXACT, unit(SUMS)]),
+    "whole-sums-ninth": (PROCESS, [*WHOLE, EXACT, SUMS, f"optimiser.learning_rate={5e-4 / 9:.3e}"]),
+    "whole-s4": (PROCESS, [*WHOLE, EXACT, NORMALISED]),
+    "whole-own": (PROCESS, [*WHOLE, EXACT, OWN]),
+    "whole-own-unit": (PROCESS, [*WHOLE, EXACT, unit(OWN)]),
+    "whole-recommended": (PROCESS, [*WHOLE, EXACT, MEAN]),
+    "whole-outcome": (OUTCOME, WHOLE),
+    "whole-distillation": (DISTILLATION, WHOLE),
+    "whole-distillation-unit": (DISTILLATION, [*WHOLE, unit(TOKENS_OWN)]),
+    "whole-distillation-sums": (DISTILLATION, [*WHOLE, TOKENS_SUM]),
+    "whole-distillation-sums-unit": (DISTILLATION, [*WHOLE, unit(TOKENS_SUM)]),
+    "hot-sums": (PROCESS, [*HOT, EXACT, SUMS]),
+    "hot-recommended": (PROCESS, [*HOT, EXACT, MEAN]),
+    "free-sums": (PROCESS, [*FREE, EXACT, SUMS]),
+    "free-outcome": (OUTCOME, FREE),
+    "plain-outcome": (OUTCOME, PLAIN),
+    "plain-recommended": (PROCESS, [*PLAIN, EXACT, MEAN]),
+    "plain-distillation": (DISTILLATION, PLAIN),
     "quick-outcome": (OUTCOME, QUICK),
-    "quick-recommended": (PROCESS, [STEPS, *QUICK, MEAN]),
+    "quick-recommended": (PROCESS, [*QUICK, EXACT, MEAN]),
     "quick-distillation": (DISTILLATION, QUICK),
     "quick-mixture": (MIXTURE, QUICK),
     "tight-outcome": (OUTCOME, TIGHT),
-    "tight-distillation": (DISTILLATION, TIGHT),
     "easy-outcome": (OUTCOME, EASY),
-    "easy-distillation": (DISTILLATION, EASY),
+    "easy-recommended": (PROCESS, [*EASY, EXACT, MEAN]),
 }
 JUDGES = tuple(
-    name
-    for name in SETTINGS
-    if name.startswith(("loose-", "long-", "easy-")) or name in ("quick-distillation", "tight-outcome")
+    name for name in SETTINGS if name.startswith(("whole-", "easy-")) or name in ("quick-distillation", "tight-outcome")
 )
 
 
 def run(name: str, seed: int, work: Path) -> None:
     recipe, overrides = SETTINGS[name]
+    if TALKATIVE in overrides:
+        made()
     folder = RunFolder(work / f"{name}-{seed}")
     whole = [*overrides, f"evaluation.split={'validation' if seed < JUDGED else 'test'}", f"seed={seed}"]
     require_recipe(folder.path, recipe, whole)

@@ -16,16 +16,16 @@ from traces import JUDGED, traces
 from stablerank.dynamics.chain import collapse_step
 
 GRID = {
-    ("process", "sum", "raw"): "loose-sums",
-    ("process", "sum", "unit"): "loose-sums-unit",
-    ("process", "own", "raw"): "loose-own",
-    ("process", "own", "unit"): "loose-own-unit",
-    ("distillation", "sum", "raw"): "loose-distillation-sums",
-    ("distillation", "sum", "unit"): "loose-distillation-sums-unit",
-    ("distillation", "own", "raw"): "loose-distillation",
-    ("distillation", "own", "unit"): "loose-distillation-unit",
+    ("process", "sum", "raw"): "whole-sums",
+    ("process", "sum", "unit"): "whole-sums-unit",
+    ("process", "own", "raw"): "whole-own",
+    ("process", "own", "unit"): "whole-own-unit",
+    ("distillation", "sum", "raw"): "whole-distillation-sums",
+    ("distillation", "sum", "unit"): "whole-distillation-sums-unit",
+    ("distillation", "own", "raw"): "whole-distillation",
+    ("distillation", "own", "unit"): "whole-distillation-unit",
 }
-NINTH = "loose-sums-ninth"
+NINTH = "whole-sums-ninth"
 CONTRASTS = (
     ("cumulative sum", 1, ("sum", "own"), "process"),
     ("cumulative sum", 1, ("sum", "own"), "distillation"),

@@ -1,11 +1,10 @@
-"""Make the embedded models: `python scripts/make_zoo.py [teacher|student|prm|prm-hardened|cards ...]`.
+"""Make the embedded models: `python scripts/make_zoo.py [teacher|student|prm|cards ...]`.
 
-Four Qwen3-type decoders share one character vocabulary: a teacher that works every chain step by step; a student,
+Three Qwen3-type decoders share one character vocabulary: a teacher that works every chain step by step; a student,
 the teacher trained on with text that mixes direct answers, careful work and careless work, and that mostly guesses
 once a chain is long (so that reinforcement has something to choose from); and a process reward model with the
-Math-Shepherd tags, trained on the student's own rollouts with the exact step checker as its label; and one more that
-has also seen what a policy does to please the first. Everything is seeded; numbers in the model cards come from this
-script's own runs.
+Math-Shepherd tags, trained on the student's own rollouts with the exact step checker as its label. Everything is
+seeded; numbers in the model cards come from this script's own runs.
 
 Left out on purpose: hyperparameter search, mixed precision, resumption. A stage takes minutes on two cores.
 """
@@ -37,8 +36,8 @@ STUDENT_STYLES = {
 }
 TEACHER_STYLES = {"short": {"careful": 1.0}, "long": {"careful": 1.0}}
 BATCH, POOL, MAX_LENGTH = 128, 8, 256
-STEPS = {"teacher": 1600, "student": 500, "prm": 800, "prm-hardened": 2400}
-PEAK_LR = {"teacher": 3e-3, "student": 1e-3, "prm": 1e-3, "prm-hardened": 2e-3}
+STEPS = {"teacher": 1600, "student": 500, "prm": 800}
+PEAK_LR = {"teacher": 3e-3, "student": 1e-3, "prm": 1e-3}
 
 Row = tuple[list[int], list[int]]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -95,13 +94,6 @@ def careless_solution(problem: Problem, rng: random.Random) -> str:
         lines.append(f"{value}{operator}{operand}={after}")
         value = after
     return "\n".join([*lines, boxed(value)])
-
-
-def skipping_solution(problem: Problem, rng: random.Random) -> str:
-    """A worked solution that leaves out some operations and carries on faithfully from there."""
-    kept = sorted(rng.sample(range(len(problem.operations)), rng.randrange(len(problem.operations))))
-    short = Problem(problem.first, tuple(problem.operations[index] for index in kept))
-    return short.solution if kept else boxed(problem.first)
 
 
 def solution_in_style(problem: Problem, style: str, rng: random.Random) -> str:
@@ -229,16 +221,12 @@ def measure_policy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, 
 def prm_row(tokenizer: PreTrainedTokenizerFast, problem: Problem, completion: str) -> tuple[list[int], list[int], list]:
     """Math-Shepherd text, labels in place at the tags, and the exact verdicts."""
     verdicts = check_steps(problem, completion)
-    return *tagged_row(tokenizer, problem, completion.strip("\n").split("\n"), verdicts), verdicts
-
-
-def tagged_row(tokenizer: PreTrainedTokenizerFast, problem: Problem, lines: list[str], verdicts: list[bool]) -> Row:
-    """The lines with a tag each, and what each tag should say."""
-    text = f"{problem.question} " + "\n".join(f"{line} {TAG}" for line in lines)
+    text = f"{problem.question} " + "\n".join(f"{line} {TAG}" for line in completion.strip("\n").split("\n"))
     ids = tokenizer(text).input_ids[:MAX_LENGTH]
     tag, good, bad = tokenizer.convert_tokens_to_ids([TAG, GOOD, BAD])
     waiting = iter(verdicts)
-    return ids, [(good if next(waiting) else bad) if token == tag else IGNORED for token in ids]
+    labels = [(good if next(waiting) else bad) if token == tag else IGNORED for token in ids]
+    return ids, labels, verdicts
 
 
 def student_rollouts(split: str, count: int, seed: int) -> list[tuple[Problem, str]]:
@@ -259,37 +247,6 @@ def prm_batches(tokenizer: PreTrainedTokenizerFast, rollouts: list[tuple[Problem
     while True:
         pool = rng.sample(worked, 3 * quarter) + rng.sample(guessed, quarter)
         yield from bucketed(pool, tokenizer.pad_token_id, rng)
-
-
-def repeating_row(tokenizer: PreTrainedTokenizerFast, problem: Problem, completion: str, rng: random.Random) -> Row:
-    """A rollout that says one of its lines again and again: true once, true again.
-
-    A step is right in the sense of Math-Shepherd while the answer can still be reached, so that repetition is no fault.
-    """
-    lines, verdicts = completion.strip("\n").split("\n"), check_steps(problem, completion)
-    at, more = rng.randrange(len(lines)), rng.randint(1, 6)
-    again = [*range(at + 1), *[at] * more, *range(at + 1, len(lines))]
-    return tagged_row(tokenizer, problem, [lines[index] for index in again], [verdicts[index] for index in again])
-
-
-def hardened_batches(
-    tokenizer: PreTrainedTokenizerFast, rollouts: list[tuple[Problem, str]], seed: int
-) -> Iterator[Batch]:
-    """Half worked rollouts, an eighth guesses, and solutions that leave operations out or repeat themselves.
-
-    Telling guesses from work is easy, finding the slip is not. The student hardly ever leaves an operation out or
-    repeats a line, until it is paid by a model that has not seen it.
-    """
-    rng = random.Random(seed)
-    worked = [(p, c) for p, c in rollouts if len(check_steps(p, c)) > 1]
-    guessed = [prm_row(tokenizer, p, c)[:2] for p, c in rollouts if len(check_steps(p, c)) == 1]
-    skipped = [prm_row(tokenizer, p, skipping_solution(p, rng))[:2] for p, _ in rollouts]
-    repeated = [repeating_row(tokenizer, p, c, rng) for p, c in worked]
-    rows = [prm_row(tokenizer, p, c)[:2] for p, c in worked]
-    eighth = POOL * BATCH // 8
-    while True:
-        pool = rng.sample(rows, 4 * eighth) + rng.sample(guessed, eighth) + rng.sample(skipped, 2 * eighth)
-        yield from bucketed(pool + rng.sample(repeated, eighth), tokenizer.pad_token_id, rng)
 
 
 @torch.no_grad()
@@ -321,13 +278,13 @@ def clustered_auc(score: np.ndarray, label: np.ndarray, cluster: np.ndarray, dra
     return {"value": round(auc(score, label), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def measure_prm(name: str, split: str, seed: int) -> dict:
+def measure_prm(split: str, seed: int) -> dict:
     """Step AUC against the exact checker, beside what the step's index and the rollout's length alone would give.
 
     Both baselines rank later steps and longer rollouts higher, the sign that wins on validation. Worked rollouts are
     those of more than one line: among them a model cannot win by telling guesses from work.
     """
-    model, tokenizer = load(name)
+    model, tokenizer = load("prm")
     rows = [prm_row(tokenizer, p, c) for p, c in student_rollouts(split, 1000, seed)]
     scores = prm_scores(model, tokenizer, rows)
     pieces = [
@@ -384,21 +341,18 @@ def make_student() -> None:
     save("student", model, tokenizer)
 
 
-def make_prm(name: str = "prm", batches: Callable[..., Iterator[Batch]] = prm_batches) -> None:
+def make_prm() -> None:
     model, tokenizer = load("teacher")
     torch.manual_seed(3)
     rollouts = student_rollouts("train", 24_000, seed=3)
-    train(name, model, batches(tokenizer, rollouts, seed=3), tag_loss)
-    save(name, model, tokenizer)
+    train("prm", model, prm_batches(tokenizer, rollouts, seed=3), tag_loss)
+    save("prm", model, tokenizer)
 
 
 def make_cards() -> None:
     """Measure the saved models and write their cards; the test split is looked at here and nowhere else."""
     policies = {name: {"validation": measure_policy(*load(name))} for name in ("student", "teacher")}
-    judges = {
-        name: {s: measure_prm(name, s, seed=4) for s in ("validation", "test")} for name in ("prm", "prm-hardened")
-    }
-    for name, measured in {**policies, **judges}.items():
+    for name, measured in {**policies, "prm": {s: measure_prm(s, seed=4) for s in ("validation", "test")}}.items():
         folder = OUT / f"arith-{name}"
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         (folder / "measured.json").write_text(json.dumps({**measured, "versions": versions}, indent=2) + "\n")
@@ -409,10 +363,6 @@ ABOUT = {
     "teacher": "works every chain step by step",
     "student": "works short chains and mostly guesses long ones, with some careful and some careless work in between",
     "prm": "scores each step of a solution without seeing the gold answer (Math-Shepherd tags `ки`, `+`, `-`)",
-    "prm-hardened": (
-        "scores steps as arith-prm does, trained also on solutions that leave operations out, which are wrong from "
-        "there on, and on lines said again, which are as right as before"
-    ),
 }
 CARD = """---
 license: apache-2.0
@@ -451,7 +401,7 @@ HOW_PRM = (
 def card(name: str, measured: dict) -> str:
     lines = ["| split | rollouts | measure | value | interval |", "|---|---|---|---|---|"]
     for split, groups in measured.items():
-        named = groups if name.startswith("prm") else {"": groups}
+        named = {"": groups} if name != "prm" else groups
         for group, values in named.items():
             for measure, v in values.items():
                 if isinstance(v, dict):
@@ -462,7 +412,7 @@ def card(name: str, measured: dict) -> str:
         name=name,
         about=ABOUT[name],
         parameters=sum(p.numel() for p in load(name)[0].parameters()),
-        how=HOW_PRM if name.startswith("prm") else HOW_POLICY,
+        how=HOW_PRM if name == "prm" else HOW_POLICY,
         table="\n".join(lines),
     )
 
@@ -471,7 +421,6 @@ STAGES: dict[str, Callable[[], None]] = {
     "teacher": make_teacher,
     "student": make_student,
     "prm": make_prm,
-    "prm-hardened": lambda: make_prm("prm-hardened", hardened_batches),
     "cards": make_cards,
 }
 

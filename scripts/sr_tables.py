@@ -75,7 +75,9 @@ def _distribution(one: Found) -> str:
 
 
 def _auc(one: Found | None) -> str:
-    return "no such pair" if one is None else f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+    if one is None:
+        return "no such pair"
+    return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f}; {one['prompts']} prompts)"
 
 
 def _number(value: float | None) -> str:

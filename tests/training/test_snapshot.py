@@ -189,11 +189,12 @@ def test_a_checkpoint_without_a_snapshot_is_no_checkpoint_of_this_policy(
 
 def test_one_group_is_scored_by_the_snapshot_of_its_checkpoint(unbroken, small_recipe, tmp_path: Path) -> None:
     """`stablerank inspect-reward` reads the policy of step 2 in the checkpoint of step 3."""
-    recipe = parse_recipe(by_snapshot(small_recipe, tmp_path / "run"))
     found = {}
     for of in ("snapshot", "policy", "frozen"):
         reward = {"kind": "stable_rank", "of": of, "refresh": 2 if of == "snapshot" else None}
-        recipe = parse_recipe(by_snapshot(small_recipe, tmp_path / "run", reward=reward))
+        # Without dropout, which the policy's pass has and a snapshot's has not: weights alone tell them apart.
+        adapter = {"kind": "lora", "r": 4}
+        recipe = parse_recipe(by_snapshot(small_recipe, tmp_path / "run", reward=reward, adapter=adapter))
         model, tokenizer = load_policy(recipe)
         rows, rewards = recipe.data.train_rows()[:1] * 2, build_rewards(recipe, tokenizer)
         ids = [tokenizer("3+4=7\n").input_ids, tokenizer("3+4=8\n\\boxed{8}").input_ids]

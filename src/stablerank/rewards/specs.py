@@ -17,6 +17,7 @@ from stablerank.rewards.gym import GymSpec
 from stablerank.rewards.intrinsic import IntrinsicSpec
 from stablerank.rewards.length import LengthSpec
 from stablerank.rewards.outcome import MathVerifyReward
+from stablerank.rewards.process.python_steps import PythonStepsSpec
 from stablerank.rewards.process.spec import ProcessSpec
 from stablerank.rewards.python import PythonReward
 from stablerank.rewards.scorers.reward import ScorerRewardSpec
@@ -55,6 +56,7 @@ _Single = (
     | CodeTestsSpec
     | GymSpec
     | ProcessSpec
+    | PythonStepsSpec
     | DistillationSpec
     | IntrinsicSpec
     | KLSpec

@@ -52,7 +52,6 @@ ENTRIES: dict[str, ZooEntry] = {
         ZooEntry("arith-student", "Qwen3-type character model of chain arithmetic, with headroom", "Apache-2.0"),
         ZooEntry("arith-teacher", "the same, trained on worked solutions only: clearly better", "Apache-2.0"),
         ZooEntry("arith-prm", "process reward model of the same chains, Math-Shepherd tags", "Apache-2.0"),
-        ZooEntry("arith-prm-hardened", "the same, which also sees operations left out", "Apache-2.0"),
         ZooEntry(
             "smollm2-135m-instruct",
             "SmolLM2-135M-Instruct, dequantised from Q4_1: weights rounded to 4 bits",

@@ -5,16 +5,17 @@ Legend: N answers, C controls.
 The rule. An answer's own controls (filler behind it, stopping early) and the answer itself give points (change of the
 logarithm of the length, change of the score); straight lines between them are that answer's yardstick. An edit's
 *length part* is the yardstick's height at the edit's own change of length; what is *beyond* it is the rest of the
-change. Nothing is extrapolated: an edit that changes length by more than every control is left out, and counted. Means
-over answers, intervals and p-values from draws of groups, so that answers to one prompt count together.
+change. Nothing is extrapolated: an edit that changes length by more than every control is left out, and counted. Each
+group, such as all answers to a prompt, counts once, with the mean of its answers; intervals and p-values are Student's,
+over groups. (Draws of groups gave too small p-values for edits that apply to a dozen groups only.)
 
 The verdict on an edit with a claimed sign: ``confirmed`` where the change beyond length has that sign, ``opposite``
 where it has the other, both at p < 0.05 after Holm over all edits that have a claim, else ``not confirmed``. A
 mechanism is confirmed where all its edits are, opposite where some are opposite and none is confirmed.
 
 Validity: the yardstick is noisy for one answer and unbiased over many. Not confirmed is no proof of no effect: read the
-interval. An edit that applied to answers of fewer than `significance.FEWEST_GROUPS` groups has no p-value. An edit
-whose length is itself the mechanism is judged on its whole change.
+interval. Below `FEWEST_GROUPS` groups there is neither interval nor p-value. An edit whose length is itself the
+mechanism is judged on its whole change.
 
 Left out on purpose: a regression over answers, which would take one yardstick for all.
 """
@@ -25,11 +26,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import ttest_1samp
 
 from stablerank.errors import DataError
 from stablerank.evaluation.correlates.interventions import CONTROLS, INTERVENTIONS, Claim, Intervention
-from stablerank.evaluation.correlates.significance import holm, sign_p_value
-from stablerank.evaluation.pairs.resampling import divided, percentile_interval, resampled_sums
+from stablerank.evaluation.correlates.significance import FEWEST_GROUPS, holm
+from stablerank.evaluation.pairs.resampling import divided, group_numbers
 from stablerank.evaluation.statistics import Interval
 
 Floats = NDArray[np.float64]
@@ -141,15 +143,26 @@ def _changes(marks: Mapping[str, Marks], name: str) -> tuple[Floats, Floats]:
 
 
 def _means(columns_NK: Floats, groups_N: Sequence[str]) -> tuple[list[Interval], float]:
-    """The mean of each column with its interval, and the p-value of the last one."""
-    if not len(columns_NK):
+    """The mean of each column over groups with its interval, and the p-value of the last one."""
+    numbers_N, groups = group_numbers(groups_N)
+    if not groups:
         return [Interval(float("nan"), float("nan"), float("nan"), 0)] * columns_NK.shape[1], float("nan")
-    sums_BK = resampled_sums(np.column_stack([columns_NK, np.ones(len(columns_NK))]), groups_N)
-    draws_BK = divided(sums_BK[:, :-1], sums_BK[:, -1:])
-    count = len(set(groups_N))
-    means = zip(columns_NK.mean(0), draws_BK.T, strict=True)
-    intervals = [percentile_interval(float(mean), draws_B, count) for mean, draws_B in means]
-    return intervals, sign_p_value(draws_BK[:, -1], count)
+    sums_GK = np.zeros((groups, columns_NK.shape[1]))
+    np.add.at(sums_GK, numbers_N, columns_NK)
+    means_GK = sums_GK / np.bincount(numbers_N)[:, None]
+    tests = [_mean(means_G) for means_G in means_GK.T]
+    return [interval for interval, _ in tests], tests[-1][1]
+
+
+def _mean(values_G: Floats) -> tuple[Interval, float]:
+    groups, value = len(values_G), float(values_G.mean())
+    if groups < FEWEST_GROUPS:
+        return Interval(value, float("nan"), float("nan"), groups), float("nan")
+    if not np.ptp(values_G):  # as every edit moves a score of length alone: no spread, and no doubt
+        return Interval(value, value, value, groups), float(value == 0)
+    test = ttest_1samp(values_G, 0.0)
+    bounds = test.confidence_interval()
+    return Interval(value, float(bounds.low), float(bounds.high), groups), float(test.pvalue)
 
 
 def _common(verdicts: Sequence[Verdict]) -> Verdict:

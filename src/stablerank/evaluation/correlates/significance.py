@@ -1,4 +1,4 @@
-"""p-values from the draws of a bootstrap, corrected for their number.
+"""p-values from the draws of a bootstrap, and p-values corrected for their number.
 
 Legend: B draws.
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEWEST_GROUPS = 10
-"""Groups below which there is no p-value: draws of one group are all alike, and would be sure of anything."""
+"""Groups below which there is no p-value: few groups have too little spread, and one has none at all."""
 
 
 def sign_p_value(draws_B: NDArray[np.float64], groups: int) -> float:

@@ -38,7 +38,7 @@ class ProcessReward(Reward):
     density = "step"
 
     def __init__(self, scorer: StepScorer, segmenter: Segmenter, question_column: str | None = None) -> None:
-        self.own_forward = f"the process reward model, on ids of its own: {scorer.cost}"
+        self.own_forward = f"the process reward model, on ids of its own: {scorer.cost}" if scorer.cost else ""
         self._scorer, self._segment, self._question_column = scorer, segmenter, question_column
 
     def __call__(self, rollout: Rollout) -> Deposit:

@@ -30,10 +30,10 @@ Read = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class StepScorer(Protocol):
-    """A process reward model."""
+    """A process reward model, or what does its work."""
 
     cost: str
-    """What a batch of scores takes, in words."""
+    """The forward passes that a batch of scores takes, in words; empty for none."""
 
     def score(self, questions: Sequence[str], steps: Sequence[Sequence[str]]) -> list[list[Score]]:
         """P(step right) of every step of every solution, in order; each list as long as that of its steps."""
