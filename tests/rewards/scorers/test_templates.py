@@ -178,3 +178,8 @@ def test_what_is_readable():
     assert [readable(Answer("a", response)) for response in (None, 3, " \n", "b")] == [
         *("missing", "not_text", "empty", "scored")
     ]
+    half, user = "\ud83d", {"role": "user"}
+    prompts = ([{**user, "content": 5}], [{**user, "content": [5]}], [{**user, "content": half}], half)
+    assert [readable(Answer(prompt, "a")) for prompt in prompts] == ["not_text"] * 4
+    parts = [{**user, "content": [{"type": "text", "text": "a"}]}]
+    assert [readable(Answer("a", half)), readable(Answer(parts, "a"))] == ["not_text", "scored"]

@@ -28,6 +28,11 @@ Status = Literal["scored", "missing", "not_text", "empty", "outside_window", "un
 response is among those the scorer may read; ``undefined``: read, but its number does not exist or is not finite."""
 
 
+def is_text(value: object) -> bool:
+    """Whether it is a string of whole characters: half of a surrogate pair, which JSON can hold, is none."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 @dataclass(frozen=True)
 class Answer:
     """A prompt, text or messages, with one response to it."""
@@ -40,12 +45,11 @@ class Answer:
     @property
     def status(self) -> Status:
         """What can be told without a model."""
-        response: object = self.response
-        if response is None:
+        if self.response is None:
             return "missing"
-        if not isinstance(response, str):
+        if not is_text(self.response):
             return "not_text"
-        return "scored" if response.strip() else "empty"
+        return "scored" if self.response.strip() else "empty"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stablerank.errors import DataError, ModelError
 from stablerank.rewards.rollout import Message, Prompt, completion_text
-from stablerank.rewards.scorers.answers import Answer, Status
+from stablerank.rewards.scorers.answers import Answer, Status, is_text
 
 TextTemplate = Literal["plain", "response", "assistant", "user_assistant", "question_answer", "answer", "bare"]
 Template = Literal["chat", TextTemplate]
@@ -95,8 +95,16 @@ def readable(answer: Answer) -> Status:
 
 def _is_prompt(prompt: object) -> bool:
     if isinstance(prompt, str):
-        return True
-    return isinstance(prompt, Sequence) and all(isinstance(turn, Mapping) and "role" in turn for turn in prompt)
+        return is_text(prompt)
+    return isinstance(prompt, Sequence) and all(isinstance(turn, Mapping) and _is_turn(turn) for turn in prompt)
+
+
+def _is_turn(turn: Mapping[str, Any]) -> bool:
+    """Content comes as text, as typed parts, or not at all, as in the rollout."""
+    content = turn.get("content")
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return "role" in turn and (content is None or is_text(content))
+    return "role" in turn and all(isinstance(part, Mapping) and is_text(part.get("text", "")) for part in content)
 
 
 class Encoder:
