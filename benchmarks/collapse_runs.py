@@ -11,9 +11,9 @@ misled before length matters (docs/rewards-process.md).
 
 S4 is gernim/lora-reward-density, scaled: its four prompts by four completions, temperature 0.7, top-p 0.95, 100 steps,
 KL coefficient 0.05 and LoRA alpha 32 are kept; its 1,536 tokens for answers of 800 become CAP for answers of 14, and
-its learning rate that of the embedded student's recipes. ``s4`` is that. ``whole`` samples without truncation: chosen
-on seeds 0 to 2, it is where plain sums learn and then collapse. ``hot`` and ``free`` are ``whole`` with twice the
-learning rate, and without the KL term; ``plain`` starts from the student as it is, ``quick`` too, short and fast;
+its learning rate that of the embedded student's recipes. ``s4`` is that. ``whole`` samples without truncation
+and has no KL term: chosen on seed 0, it is where plain sums learn and then collapse. ``leashed`` has S4's KL term,
+``hot`` also twice the learning rate; ``plain`` starts from the student as it is, ``quick`` too, short and fast;
 ``tight`` leaves answers little room; ``easy`` has short chains.
 
 ``s4`` as a credit rule is that of S4, normalised step rewards summed from each token on; ``sums`` sums first; ``own``
@@ -55,9 +55,9 @@ S4 = [
 TALKATIVE = f"adapter={{kind: saved, path: {FOLDER}}}"
 EXACT = "reward={kind: python_steps, ref: 'benchmarks/exact_steps.py:judge'}"
 PLAIN = [*S4, "trainer.temperature=1.0", "trainer.top_p=1.0"]
-WHOLE = [*PLAIN, TALKATIVE]
-HOT = [*WHOLE, "optimiser.learning_rate=1.0e-3"]
-FREE = [*WHOLE, "trainer.beta=0.0"]
+LEASHED = [*PLAIN, TALKATIVE]
+WHOLE = [*LEASHED, "trainer.beta=0.0"]
+HOT = [*LEASHED, "optimiser.learning_rate=1.0e-3"]
 QUICK = [
     *CURVE,
     "trainer.max_steps=30",
@@ -101,8 +101,8 @@ SETTINGS: dict[str, tuple[str, list[str]]] = {
     "whole-distillation-sums-unit": (DISTILLATION, [*WHOLE, unit(TOKENS_SUM)]),
     "hot-sums": (PROCESS, [*HOT, EXACT, SUMS]),
     "hot-recommended": (PROCESS, [*HOT, EXACT, MEAN]),
-    "free-sums": (PROCESS, [*FREE, EXACT, SUMS]),
-    "free-outcome": (OUTCOME, FREE),
+    "leashed-sums": (PROCESS, [*LEASHED, EXACT, SUMS]),
+    "leashed-outcome": (OUTCOME, LEASHED),
     "plain-outcome": (OUTCOME, PLAIN),
     "plain-recommended": (PROCESS, [*PLAIN, EXACT, MEAN]),
     "plain-distillation": (DISTILLATION, PLAIN),

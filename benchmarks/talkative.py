@@ -22,7 +22,7 @@ from stablerank.tasks.arithmetic import problems
 from stablerank.zoo.resolve import resolve
 
 FOLDER = "runs/talkative"
-AGAIN = 0.05
+AGAIN = 0.035
 PROBLEMS, STEPS, BATCH, SEED = 4096, 100, 64, 0
 
 
