@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from common import print_table, write_results
+from common import ROOT, print_table, write_results
+from matplotlib.figure import Figure
 from traces import JUDGED, Trace, traces
 
 from stablerank.dynamics.chain import FALL, GROWTH, SPIKE, chain_of, collapse_step
@@ -88,6 +89,23 @@ def verdict(rows: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]
     }
 
 
+def picture(arms: dict[str, list[Trace]]) -> None:
+    """Held-out pass@1, length and advantage scale against the step, a line a run: docs/collapse.png."""
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for colour, (arm, found) in enumerate(arms.items()):
+        for at, trace in enumerate(found):
+            style = {"color": f"C{colour}", "linewidth": 1, "label": arm if at == 0 else None}
+            steps = [row["step"] for row in trace.curve]
+            panels[0].plot(steps, [row["pass_at_1"] for row in trace.curve], **style)
+            panels[1].plot(trace.signals.step_S, trace.signals["length"], **style)
+            panels[2].plot(trace.signals.step_S, trace.signals["advantage_scale"], **style)
+    for panel, title in zip(panels, ("held-out pass@1", "tokens a completion", "advantage scale"), strict=True):
+        panel.set(title=title, xlabel="step")
+    panels[0].legend(fontsize="small")
+    figure.savefig(ROOT / "docs" / "collapse.png", dpi=110)
+
+
 def main() -> None:
     arms = {arm: judged(setting) for arm, setting in ARMS.items()}
     seeds = [{trace.seed for trace in found} for found in arms.values()]
@@ -96,6 +114,7 @@ def main() -> None:
     rows = [run_row(arm, trace) for arm, found in arms.items() for trace in found]
     differences = compared(arms)
     told = verdict(rows, differences)
+    picture(arms)
     print_table(
         "S4's arms, judged",
         ("arm", "seed", "before", "best", "after", "collapse", "advantage: start, peak", "length: start, peak, end"),
