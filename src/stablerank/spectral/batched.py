@@ -53,11 +53,8 @@ def stable_rank_batched(hidden_BTD: Tensor, mask_BT: Tensor | None = None, *, ce
     Raises:
         ValueError: states not ``(B, T, D)``, a mask of another shape, or mask values other than 0 and 1.
     """
-    rank_B = torch.full((len(hidden_BTD),), math.nan, dtype=torch.float64, device=hidden_BTD.device)
-    for index, live_LD in enumerate(_live_states(hidden_BTD, mask_BT)):
-        if live_LD.numel() > 0:
-            rank_B[index] = _stable_rank(_over_largest(live_LD, center)[0])
-    return rank_B
+    rank_B = [_stable_rank(live_LD, center) for live_LD in _live_states(hidden_BTD, mask_BT)]
+    return torch.tensor(rank_B, dtype=torch.float64, device=hidden_BTD.device)
 
 
 @torch.no_grad()
@@ -100,10 +97,9 @@ def _live_tokens(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     return live_BT.to(hidden_BTD.device)
 
 
-def _over_largest(live_LD: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+def _over_largest(live_LD: Tensor, center: bool) -> tuple[Tensor, float]:
     """The states, centred on demand, over the largest entry of the raw ones, and that entry (1 where all are zero)."""
-    largest = live_LD.abs().amax()
-    largest = largest.masked_fill(largest == 0, 1.0)
+    largest = torch.linalg.vector_norm(live_LD, math.inf).item() or 1.0
     unit_LD = live_LD / largest
     if center:
         unit_LD = unit_LD - unit_LD.mean(0)
@@ -111,14 +107,17 @@ def _over_largest(live_LD: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     return unit_LD, largest
 
 
-def _stable_rank(unit_LD: Tensor) -> Tensor:
+def _stable_rank(live_LD: Tensor, center: bool) -> float:
     """``trace(G) / lambda_1(G)`` of the smaller Gram matrix; LAPACK refuses a matrix that is not finite."""
+    if live_LD.numel() == 0:
+        return math.nan
+    unit_LD, _ = _over_largest(live_LD, center)
     rows, columns = unit_LD.shape
     gram_KK = unit_LD @ unit_LD.mT if rows <= columns else unit_LD.mT @ unit_LD
-    trace = gram_KK.trace()
-    if not bool(trace.isfinite()):
-        return torch.full_like(trace, torch.nan)
-    return (trace / torch.linalg.eigvalsh(gram_KK)[-1]).clamp(1, len(gram_KK))
+    trace = gram_KK.trace().item()
+    if trace == 0 or not math.isfinite(trace):
+        return math.nan
+    return min(max(trace / torch.linalg.eigvalsh(gram_KK)[-1].item(), 1.0), float(len(gram_KK)))
 
 
 def _singular_values(live_LD: Tensor, center: bool) -> Tensor:

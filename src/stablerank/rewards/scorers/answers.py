@@ -13,6 +13,7 @@ Left out on purpose: comparison in pairs (pairwise.py), files, batches.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -27,10 +28,12 @@ Status = Literal["scored", "missing", "not_text", "empty", "outside_window", "un
 """``missing``: there is no response; ``empty``: one of nothing but white space; ``outside_window``: no token of the
 response is among those the scorer may read; ``undefined``: read, but its number does not exist or is not finite."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def is_text(value: object) -> bool:
     """Whether it is a string of whole characters: half of a surrogate pair, which JSON can hold, is none."""
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return isinstance(value, str) and _SURROGATE.search(value) is None
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ class ModelPass:
         """See `Scorer.score`."""
         table = unscored(answers, self.names)
         statuses = [readable(answer) for answer in answers]
-        rows = {at: self.encode(answer) for at, answer in enumerate(answers) if statuses[at] == "scored"}
+        places = [at for at, status in enumerate(statuses) if status == "scored"]
+        rows = dict(zip(places, self.encode.all([answers[at] for at in places]), strict=True))
         found = self.read({tokens for tokens in rows.values() if any(tokens.response)})
         for at, tokens in rows.items():
             table.tokens_N[at] = sum(tokens.response)

@@ -135,13 +135,22 @@ class Encoder:
 
     def __call__(self, answer: Answer) -> Tokens:
         """The tokens of an answer that is `readable`. Raises DataError for turns that the chat template refuses."""
-        pieces = self._chat(answer) if self.layout.template == "chat" else self._text(answer)
-        text = "".join(piece for piece, _ in pieces)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        response_L = _covering(encoded["offset_mapping"], pieces)
+        return self.all([answer])[0]
+
+    def all(self, answers: Sequence[Answer]) -> list[Tokens]:
+        """The tokens of each, as one call of the tokenizer."""
+        if not answers:
+            return []
+        laid_out = [self._chat(each) if self.layout.template == "chat" else self._text(each) for each in answers]
+        texts = ["".join(piece for piece, _ in pieces) for pieces in laid_out]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        parts = zip(encoded["input_ids"], encoded["offset_mapping"], laid_out, strict=True)
+        return [self._kept(ids, _covering(offsets, pieces)) for ids, offsets, pieces in parts]
+
+    def _kept(self, ids: list[int], response_L: NDArray[np.bool_]) -> Tokens:
         first = [] if self.layout.template == "chat" or not self.layout.bos else self._beginning
         kept = slice(self.window) if self.layout.truncate == "right" else slice(-self.window, None)
-        return Tokens((*first, *encoded["input_ids"])[kept], (*[False] * len(first), *response_L.tolist())[kept])
+        return Tokens((*first, *ids)[kept], (*[False] * len(first), *response_L.tolist())[kept])
 
     def _text(self, answer: Answer) -> list[Piece]:
         before, between = TEXTS[self.layout.template]  # type: ignore[index]  # a text template, as the caller saw
@@ -225,8 +234,9 @@ def _covering(offsets: Sequence[tuple[int, int]], pieces: Sequence[Piece]) -> ND
     A token begins where the one before it ended, at the latest: byte-level tokenizers leave the space before a word,
     or a token of spaces alone, out of their offsets.
     """
-    counted_C = np.concatenate([np.full(len(text), counts) for text, counts in pieces])
-    before_C = np.concatenate([[0], np.cumsum(counted_C)])
+    kept = [(len(text), len(text) * counts) for text, counts in pieces if text]
+    ends_P, counted_P = np.cumsum([(0, 0), *kept], axis=0).T
     starts_L, ends_L = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
     starts_L = np.minimum(starts_L, np.concatenate([[0], ends_L])[: len(ends_L)])
-    return np.asarray(before_C[ends_L] > before_C[starts_L])
+    # Characters that count before a place: linear inside a piece.
+    return np.asarray(np.interp(ends_L, ends_P, counted_P) > np.interp(starts_L, ends_P, counted_P))
