@@ -23,7 +23,7 @@ from stablerank.training.alarms import AlarmsSpec
 from stablerank.training.language_model import recipe as language_model
 from stablerank.training.preference import recipe as preference
 from stablerank.training.recipe import LOSS_SETTINGS, Recipe
-from stablerank.training.sections import SECTIONS, GeometrySpec, ModelSpec, OptimiserSpec
+from stablerank.training.sections import SECTIONS, GeometrySpec, LossGeometrySpec, ModelSpec, OptimiserSpec
 
 ROOT = Path(__file__).parents[1]
 UNIONS = (LoraSpec, ArithmeticSpec, FileSpec, SeveralSpec, MathVerifySpec, PythonSpec, MixtureSpec)
@@ -33,7 +33,14 @@ RECIPE_TABLES = (
 )
 """What the tables of docs/recipe.md are about, in their order."""
 TEXTS, PAIRS = (ArithmeticTexts, FileTexts, PairTexts), (ArithmeticPairs, PairsSpec)
-OBJECTIVE_TABLES = (LossEvaluationSpec, *TEXTS, language_model.LOSS_SETTINGS, *PAIRS, preference.LOSS_SETTINGS)
+OBJECTIVE_TABLES = (
+    LossEvaluationSpec,
+    LossGeometrySpec,
+    *TEXTS,
+    language_model.LOSS_SETTINGS,
+    *PAIRS,
+    preference.LOSS_SETTINGS,
+)
 """The same of docs/objectives.md."""
 
 

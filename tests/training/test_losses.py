@@ -166,3 +166,14 @@ def test_a_margin_is_what_two_models_say(loss_recipe, tmp_path: Path) -> None:
         losses.append(-log_expit(0.1 * ratio))
     after = next(row for row in folder.evaluations.rows() if row["phase"] == "after")
     assert after["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "pissa", "r": 4}, BITFIT], ids=lambda adapter: adapter["kind"])
+def test_effects_and_drift_exist_for_every_adapter(loss_recipe, tmp_path: Path, adapter: dict[str, Any]) -> None:
+    geometry = {"every": 2, "effects": True}
+    folder = train(loss_recipe("dpo", tmp_path / "run", adapter=adapter, geometry=geometry))
+    ranks = [r for r in folder.geometry.rows() if (r["kind"], r["metric"]) == ("effect", "stable_rank")]
+    assert [(row["step"], row["layer"]) for row in ranks] == [(step, layer) for step in (2, 4) for layer in range(4)]
+    assert all(1 <= row["value"] < row["null_low"] for row in ranks)
+    kl = {row["phase"]: row["kl"] for row in folder.evaluations.rows()}
+    assert kl["before"] == pytest.approx(0, abs=1e-6) and kl["after"] > 1e-6

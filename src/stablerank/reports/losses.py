@@ -1,13 +1,14 @@
 """Held-out losses of a run, as records and as sentences, for objectives that are judged by a loss.
 
-Losses are in nats a token (language modelling) or a pair (preferences). Overfitting is said by one rule: the last
-held-out interval of the curve lies wholly above the value of its best point, while the loss of training is lower at the
-last point than at that one.
+Losses are in nats a token (language modelling) or a pair (preferences).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from stablerank.dynamics.overfitting import Moment
+from stablerank.dynamics.overfitting import overfits_since as overfitting_rule
 
 UNITS = {"clm": "token", "dpo": "pair"}
 """Objective to what a loss is counted by; other objectives have no held-out loss."""
@@ -68,12 +69,8 @@ def best(curve: Sequence[LossEvaluation]) -> LossEvaluation:
 
 
 def overfits_since(curve: Sequence[LossEvaluation]) -> int | None:
-    """The best point's step where the rule above holds, else None."""
-    if not curve:
-        return None
-    lowest, last = best(curve), curve[-1]
-    rises = last.held_out.low > lowest.held_out.value
-    return lowest.step if rises and last.train.value < lowest.train.value else None
+    """The best point's step where the rule of dynamics/overfitting.py holds, else None."""
+    return overfitting_rule([Moment(p.step, p.held_out.value, p.held_out.low, p.train.value) for p in curve])
 
 
 def direction(change: Loss) -> str:

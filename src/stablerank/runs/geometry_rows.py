@@ -24,7 +24,8 @@ class GeometryRow:
     """Path inside the block, such as ``self_attn.q_proj``; the full name where ``layer`` is None."""
     kind: str
     """What was measured: ``weight``, ``update`` (trained minus initial weight), ``initial`` (the first product
-    ``s B0 A0`` from which a frozen difference counts its update), ``activation`` or ``gradient``."""
+    ``s B0 A0`` from which a frozen difference counts its update), ``activation``, ``gradient`` or ``effect`` (the
+    change of a layer's output)."""
     metric: str
     value: float
     lower: float

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from stablerank.dynamics.overfitting import Course
 from stablerank.errors import ModelError, RecipeError, RunFolderError, StablerankError
 from stablerank.runs.atomic import write_json
 from stablerank.runs.folder import RunFolder
 from stablerank.runs.manifest import code_state, device_state, package_versions
+from stablerank.studies.courses import columns_of
 from stablerank.studies.layout import StudyFolder
-from stablerank.studies.plan import Kind
+from stablerank.studies.plan import LOSSES, Kind
 from stablerank.studies.sealing import seal
 
 if TYPE_CHECKING:
@@ -147,16 +149,17 @@ def _of_run(run: RunFolder, pass_reward: float) -> Found:
 
 
 def _of_losses(run: RunFolder) -> Found:
-    """The same for a run with a held-out loss; it has no problems that are passed or not."""
-    summary = run.summary()
-    losses = ("loss_before", "loss_after", "loss_change", "loss_train_before", "loss_train_after")
+    """The same for a run with a held-out loss, whose units are matrices and layers."""
+    summary, geometry = run.summary(), run.geometry.rows()
+    values, units = columns_of(Course.of(run.evaluations.rows(), geometry))
     return Found(
         {
-            **{column: summary[column]["value"] for column in losses},
-            "mean_stable_rank": _mean_stable_rank(run.geometry.rows()),
+            **{column: summary[column]["value"] for column in LOSSES},
+            "mean_stable_rank": _mean_stable_rank(geometry),
             **{column: summary[column] for column in ("train_seconds", "peak_memory_bytes")},
+            **values,
         },
-        {},
+        units,
     )
 
 
@@ -177,8 +180,9 @@ def _difference(after: float | None, before: float | None) -> float | None:
 
 def _mean_stable_rank(geometry: Sequence[Row]) -> float | None:
     """Mean over the matrices whose update has one, at the last step measured."""
-    last = max((row["step"] for row in geometry), default=None)
-    values = [row["value"] for row in geometry if row["step"] == last and row["metric"] == "stable_rank"]
+    updates = [row for row in geometry if (row["kind"], row["metric"]) == ("update", "stable_rank")]
+    last = max((row["step"] for row in updates), default=None)
+    values = [row["value"] for row in updates if row["step"] == last]
     return _mean([value for value in values if not math.isnan(value)])
 
 

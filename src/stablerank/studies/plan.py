@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from stablerank.errors import RecipeError
+from stablerank.studies import courses
 from stablerank.studies.rules import Baseline, Rule
 
 Kind = Literal["train", "measure"]
@@ -29,8 +30,13 @@ VERDICTS: dict[str, tuple[float, float]] = {
 }
 """Columns whose units are right or wrong, or differences of two such: the least and the largest value."""
 
+LOSSES = ("loss_before", "loss_after", "loss_change", "loss_train_before", "loss_train_after")
+"""Columns of a run with a held-out loss, which has those of `courses` too; other runs have none of them."""
+
 COLUMNS: dict[Kind, frozenset[str]] = {
-    "train": frozenset({*VERDICTS, "mean_stable_rank", "train_seconds", "peak_memory_bytes"}),
+    "train": frozenset(
+        {*VERDICTS, "mean_stable_rank", "train_seconds", "peak_memory_bytes", *LOSSES, *courses.COLUMNS}
+    ),
     "measure": frozenset({"stable_rank", "median_stable_rank", "matrices"}),
 }
 """Every column that a kind of cell gives."""

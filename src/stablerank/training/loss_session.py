@@ -3,13 +3,14 @@
 Before, after and on the way, the held-out examples and the first examples of training are read once each. Every
 example's numbers go to ``examples/``, so that differences are paired by example; their summary is a row of
 ``evaluations.jsonl`` whose names end in ``_train`` for the training examples. A held-out loss that rises while the one
-of training falls is overfitting, and both are read in the same way: no dropout, no augmentation, whole batches.
+of training falls is overfitting, and both are read in the same way: no dropout, no augmentation, whole batches. Beside
+them stands ``kl``, how far the policy has moved from the untouched one on held-out texts.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from datasets import Dataset
 from peft import PeftModel
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from stablerank.evaluation.drift import Drift
 from stablerank.evaluation.statistics import Interval
+from stablerank.probes.effects import EffectPanel
 from stablerank.runs.folder import RunFolder
 from stablerank.training.closing import write_loss_summary
 from stablerank.training.language_model.recipe import LanguageModelRecipe
@@ -25,6 +28,7 @@ from stablerank.training.policy import calibrated
 from stablerank.training.preference.recipe import PreferenceRecipe
 from stablerank.training.sections import trl_arguments
 from stablerank.training.session_base import Row, Session
+from stablerank.training.telemetry import GeometryCallback
 
 LossRecipeT = TypeVar("LossRecipeT", LanguageModelRecipe, PreferenceRecipe)
 Batch = Mapping[str, Tensor]
@@ -35,6 +39,8 @@ class LossSession(Session[LossRecipeT], Generic[LossRecipeT]):
 
     judges_bare_policy = False  # the trainer tokenises
     progress_key = "loss"
+    sides: ClassVar[int] = 1
+    """Texts of an example; those that come first in a batch are what the model should say."""
 
     @abstractmethod
     def _measured(self, model: nn.Module, batches: Iterator[Batch]) -> list[Row]:
@@ -72,6 +78,20 @@ class LossSession(Session[LossRecipeT], Generic[LossRecipeT]):
             }
         )
 
+    def _look_before(self, trainer: Trainer, geometry: GeometryCallback | None) -> None:
+        super()._look_before(trainer, geometry)
+        texts = list(self._texts(trainer))
+        self.drift = Drift(trainer.model, texts)
+        if geometry is not None and self.recipe.geometry.effects:
+            geometry.panel = EffectPanel(trainer.model, texts)
+
+    def _texts(self, trainer: Trainer) -> Iterator[list[int]]:
+        """Token ids of the held-out texts of the curve."""
+        for batch in self._batches(trainer, "curve"):
+            count = len(batch["input_ids"]) // self.sides
+            rows = zip(batch["input_ids"][:count], batch["attention_mask"][:count], strict=True)
+            yield from (ids_L[mask_L.bool()].tolist() for ids_L, mask_L in rows)
+
     def _config(self, checkpoints: str) -> Any:
         return trl_arguments(self.recipe, checkpoints)
 
@@ -83,22 +103,26 @@ class LossSession(Session[LossRecipeT], Generic[LossRecipeT]):
 
     def _evaluate(self, folder: RunFolder, model: nn.Module, phase: str, step: int) -> None:
         split = self.recipe.evaluation.split
+        assert self.trainer is not None
         row: Row = {"step": step, "phase": phase, "split": "validation" if phase == "curve" else split}
         with self._autocast():
             for part, ending in (("curve" if phase == "curve" else split, ""), ("train", "_train")):
-                found = self._measured(model, self._batches(part))
+                found = self._measured(model, self._batches(self.trainer, part))
                 named = [{"step": step, "phase": phase, "part": part, "row": at, **one} for at, one in enumerate(found)]
                 folder.examples.write(step, named, part=f"{phase}-{part}")
                 for name, value in self._numbers(found).items():
-                    row |= {f"{name}{ending}": value.value, f"{name}{ending}_low": value.low}
-                    row |= {f"{name}{ending}_high": value.high}
+                    row |= _columns(f"{name}{ending}", value)
+            row |= _columns("kl", self.drift.kl(model))
         folder.evaluations.append(row)
 
-    def _batches(self, part: str) -> Iterator[Batch]:
-        assert self.trainer is not None
-        rows: Any = self.trainer.eval_dataset[part]
+    def _batches(self, trainer: Trainer, part: str) -> Iterator[Batch]:
+        rows: Any = trainer.eval_dataset[part]
         size = self.recipe.evaluation.batch_size
-        yield from DataLoader(rows, batch_size=size, collate_fn=self.trainer.data_collator)
+        yield from DataLoader(rows, batch_size=size, collate_fn=trainer.data_collator)
 
     def _summarise(self, folder: RunFolder) -> None:
         write_loss_summary(folder, self.recipe)
+
+
+def _columns(name: str, found: Interval) -> Row:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -124,6 +124,13 @@ class GeometrySpec(Section):
     """Whether to measure the shift of the singular values at the last step: two whole spectra a matrix."""
 
 
+class LossGeometrySpec(GeometrySpec):
+    """Of a run with held-out texts."""
+
+    effects: bool = False
+    """Whether to measure the change of every layer's output too, which exists for every adapter (probes/effects.py)."""
+
+
 @dataclass(frozen=True)
 class TrainerSection:
     """What one objective's ``trainer`` section may say."""

@@ -29,7 +29,7 @@ from stablerank.training.callbacks import CheckpointCallback, CurveCallback, Met
 from stablerank.training.closing import save_model
 from stablerank.training.landing_callback import LandingCallback
 from stablerank.training.policy import load_policy
-from stablerank.training.sections import RunRecipe
+from stablerank.training.sections import GeometrySpec, RunRecipe
 from stablerank.training.telemetry import GeometryCallback, initial_weights, scalar_logger
 
 Row = dict[str, Any]
@@ -162,10 +162,14 @@ class Session(ABC, Generic[RecipeT]):
         set_seed(self.recipe.seed)
         trainer = self._build(folder, callbacks)
         trainer.remove_callback(PrinterCallback)
+        self._look_before(trainer, geometry)
+        return trainer
+
+    def _look_before(self, trainer: Trainer, geometry: GeometryCallback | None) -> None:
+        """Remember of the untouched policy what later readings are held against."""
         if geometry is not None:
             geometry.initial = initial_weights(trainer.model)
             geometry.log_scalar = scalar_logger(trainer)
-        return trainer
 
     def _curve(self, folder: RunFolder, metrics: MetricsCallback) -> list[TrainerCallback]:
         every = self.recipe.evaluation.every
@@ -182,7 +186,7 @@ class Session(ABC, Generic[RecipeT]):
             return None
         return GeometryCallback(
             lambda step, rows: folder.geometry.write(step, [asdict(row) for row in rows]),
-            **self.recipe.geometry.model_dump(),
+            **self.recipe.geometry.model_dump(include=set(GeometrySpec.model_fields)),
             run=folder.path.name,
             seed=self.recipe.seed,
         )

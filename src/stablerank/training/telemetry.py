@@ -30,6 +30,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stablerank.probes.alignment import BaseHead
+from stablerank.probes.effects import EffectPanel
 from stablerank.probes.evaluate import HEAD
 from stablerank.probes.orthogonality import measure_orthogonality
 from stablerank.probes.updates import (
@@ -77,6 +78,8 @@ class GeometryCallback(TrainerCallback):
         self.sink, self.every, self.run, self.seed = sink, every, run, seed
         self.against_base, self.head, self.nss = against_base, head, nss
         self.initial, self.log_scalar = initial, log_scalar
+        self.panel: EffectPanel | None = None
+        """Fixed texts on which the change of every layer's output is measured too."""
         self.seconds = 0.0
         self._heads: dict[str, BaseHead] | None = None
 
@@ -99,7 +102,7 @@ class GeometryCallback(TrainerCallback):
 
     def _begin(self, model: torch.nn.Module, step: int) -> None:
         updates = self._updates(model)
-        if not updates:
+        if not updates and self.panel is None:
             warnings.warn(
                 "This run trains no matrix, and biases and norms have no spectrum, so its geometry has no rows; turn "
                 "the telemetry off to silence this.",
@@ -113,7 +116,9 @@ class GeometryCallback(TrainerCallback):
     def _measure(self, model: torch.nn.Module, step: int, *, is_last: bool) -> None:
         updates, columns = self._updates(model), self._columns(step)
         rows = measure_updates(updates, heads=self._heads, nss=self.nss and is_last, **columns)
-        self._sink(step, rows + (measure_orthogonality(model, **columns) if self.initial is None else []))
+        others = measure_orthogonality(model, **columns) if self.initial is None else []
+        others += self.panel.rows(model, **columns) if self.panel is not None else []
+        self._sink(step, rows + others)
         if self.log_scalar is not None:
             for name, value in geometry_scalars(rows).items():
                 self.log_scalar(name, value)

@@ -7,7 +7,7 @@ from trl import SFTConfig
 
 from stablerank.evaluation.specs import LossEvaluationSpec
 from stablerank.tasks.texts import TextSpec
-from stablerank.training.sections import RunRecipe, TrainerSection
+from stablerank.training.sections import LossGeometrySpec, RunRecipe, TrainerSection
 
 LOSS_SETTINGS: dict[str, Any] = {
     "loss_type": "nll",
@@ -53,4 +53,5 @@ class LanguageModelRecipe(RunRecipe):
 
     objective: Literal["clm"]
     data: TextSpec
+    geometry: LossGeometrySpec = LossGeometrySpec()
     evaluation: LossEvaluationSpec = LossEvaluationSpec()

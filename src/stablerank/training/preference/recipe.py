@@ -7,7 +7,7 @@ from trl import DPOConfig
 
 from stablerank.evaluation.specs import LossEvaluationSpec
 from stablerank.tasks.pairs import PreferenceDataSpec
-from stablerank.training.sections import RunRecipe, TrainerSection
+from stablerank.training.sections import LossGeometrySpec, RunRecipe, TrainerSection
 
 LOSS_SETTINGS: dict[str, Any] = {
     "loss_type": ["sigmoid"],
@@ -55,4 +55,5 @@ class PreferenceRecipe(RunRecipe):
 
     objective: Literal["dpo"]
     data: PreferenceDataSpec
+    geometry: LossGeometrySpec = LossGeometrySpec()
     evaluation: LossEvaluationSpec = LossEvaluationSpec()

@@ -26,6 +26,8 @@ from stablerank.training.session_base import Row
 class PreferenceSession(LossSession[PreferenceRecipe]):
     """Log-ratios of chosen and rejected responses against the policy that training began with."""
 
+    sides = 2
+
     def _trainer_of(self, arguments: dict[str, Any]) -> Trainer:
         trainer = DPOTrainer(**arguments)
         guard_reference(trainer)
