@@ -756,3 +756,10 @@ def test_the_lock_is_its_own_hash(fresh):
     assert is_sealed({**raw["content"], "sha256": raw["sha256"]})
     assert made.plan == load_plan(fresh.study.plan_path) == read_lock(fresh.study.path).plan
     assert os.stat(fresh.study.lock_path).st_mode & 0o777 == 0o644
+
+
+def test_a_set_of_pairs_is_the_file_behind_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STABLERANK_DATA", str(tmp_path))
+    named = {"dpo": {"data": {"kind": "pairs", "path": "llmbar"}}}
+    found = inputs.named_files(StudyFolder(tmp_path), {"arms": {}, "data": []}, named)
+    assert found["llmbar"] == tmp_path / "llmbar_pairs.jsonl"

@@ -1,7 +1,8 @@
 """What decides a study's results beside its plan: specs, data, weights, sources and packages, named and hashed.
 
-A file is called as the plan or recipe calls it: ``zoo:``, ``data:``, or a relative path from the working directory,
-where the cells run. What the plan names is looked for in the study folder first, and called ``study:`` if found there.
+A file is called as the plan or recipe calls it: ``zoo:``, ``data:``, a set of pairs, or a relative path from the
+working directory, where the cells run. What the plan names is looked for in the study folder first, and called
+``study:`` if found there.
 Of a model folder every file counts that loading it may read: weights, configuration, tokenizer, chat template.
 
 The library's own ``.py`` files are hashed one by one. They say what ran, with git or without; the commit only says
@@ -22,6 +23,7 @@ from stablerank.runs.manifest import code_state, package_versions
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.plan import OWNED_ELSEWHERE
 from stablerank.tasks.files import data_folder
+from stablerank.tasks.preferences import SETS
 from stablerank.zoo.cache import PROVENANCE, folder_of, sha256
 from stablerank.zoo.catalogue import SCHEME, entry
 
@@ -105,6 +107,8 @@ def _path(name: str) -> Path:
         return folder_of(entry(name))
     if name.startswith(_DATA):
         return data_folder() / name.removeprefix(_DATA)
+    if name in SETS:
+        return data_folder() / SETS[name][0]
     return Path(name).expanduser()
 
 
