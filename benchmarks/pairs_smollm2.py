@@ -5,13 +5,14 @@ data folder: LLMBar, JudgeBench, RM-Bench's code, and GSM8K solutions with a rec
 scopes, with and without centring, its spectral rivals, likelihoods, and the controls that know length or nothing, all
 from one pass in the model's chat template with the window of the paper (512 tokens).
 
-Scores are kept in `--work`, a file every 64 responses or so: a start after a kill does what is missing. Results hold
+Scores are kept in `--work`, a file every 64 responses or so: a start after a kill does what is missing. Results are written set by set. Results hold
 numbers and no text. Nothing is chosen on these numbers: every scorer that was asked is in the table.
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, print_table, write_results
 
@@ -74,15 +75,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="pairs of each set; results are then printed, not written")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "pairs-smollm2")
     args = parser.parse_args()
-    clock = Clock()
-    found = rewardbench(
-        list(SETS), SCORERS, model=MODEL, dtype=args.dtype, limit=args.limit, out=args.work, progress=clock
-    )
-    shown(found)
-    if args.limit is None:
+    sets: list[dict[str, Any]] = []
+    for name in SETS:
+        clock = Clock()
+        found = rewardbench(
+            [name], SCORERS, model=MODEL, dtype=args.dtype, limit=args.limit, out=args.work / name, progress=clock
+        )
+        shown(found)
         results = found.results()
-        settings = {key: results[key] for key in ("data", "scorers", "model", "template", "window", "dtype", "length")}
-        write_results("pairs_smollm2", {**settings, "answers_per_second": clock.rate}, {"sets": results["sets"]})
+        sets += results["sets"]
+        if args.limit is None:
+            kept = ("scorers", "model", "template", "window", "dtype", "length")
+            write_results("pairs_smollm2", {key: results[key] for key in kept}, {"sets": sets})
 
 
 if __name__ == "__main__":
