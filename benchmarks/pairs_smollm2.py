@@ -5,8 +5,9 @@ data folder: LLMBar, JudgeBench, RM-Bench's code, and GSM8K solutions with a rec
 scopes, with and without centring, its spectral rivals, likelihoods, and the controls that know length or nothing, all
 from one pass in the model's chat template with the window of the paper (512 tokens).
 
-Scores are kept in `--work`, a file every 64 responses or so: a start after a kill does what is missing. Results are written set by set. Results hold
-numbers and no text. Nothing is chosen on these numbers: every scorer that was asked is in the table.
+Scores are kept in `--work`, a file every 64 responses or so: a start after a kill does what is missing. Results are
+written set by set; they hold numbers and no text. Nothing is chosen on these numbers: every scorer that was asked is in
+the table.
 """
 
 import argparse

@@ -23,8 +23,11 @@ MOST_MARKERS = 40
 """Above so many measurements the dots would touch, so the line goes without."""
 
 
-def mean_against_null(curve: Curve) -> Picture:
-    """Mean stable rank over all matrices, the middle four fifths of them, and the band of random updates."""
+def mean_against_null(curve: Curve, best: int | None = None) -> Picture:
+    """Mean stable rank over all matrices, the middle four fifths of them, and the band of random updates.
+
+    ``best`` marks the step of the lowest held-out loss.
+    """
     alt = f"Mean stable rank over optimiser steps: {curve.mean_S[0]:.2f} at step {curve.step_S[0]:.0f}, "
     alt += f"{curve.mean_S[-1]:.2f} at step {curve.step_S[-1]:.0f}."
     alt += f" Random updates of the same structure: {curve.null_S[-1]:.2f}." if curve.has_null else " No null recorded."
@@ -41,6 +44,7 @@ def mean_against_null(curve: Curve) -> Picture:
         marker = "o" if curve.step_S.size <= MOST_MARKERS else ""
         label = "updates: mean and middle 80 % of matrices"
         axes.plot(curve.step_S, curve.mean_S, color=FIRST, marker=marker, markersize=4, label=label)
+        mark_best(axes, best)
         axes.set_ylim(bottom=1)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("stable rank (directions)")
@@ -48,6 +52,12 @@ def mean_against_null(curve: Curve) -> Picture:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         svg = render(figure, "mean-stable-rank", alt)
     return Picture("mean-stable-rank", "Mean over all matrices", "", alt, svg)
+
+
+def mark_best(axes: Axes, best: int | None) -> None:
+    """A dotted line at the step of the lowest held-out loss, where there is one."""
+    if best is not None:
+        axes.axvline(best, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=f"best held-out loss: step {best}")
 
 
 def heat_maps(grids: Sequence[Grid], readings: Sequence[Reading]) -> list[Picture]:

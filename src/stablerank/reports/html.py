@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from stablerank.errors import RunFolderError
 from stablerank.reports import (
     diagnosis_figures,
+    effect_figures,
     figures,
     findings,
     geometry,
@@ -28,6 +29,7 @@ from stablerank.reports import (
 from stablerank.reports.diagnosis import Health, read_health
 from stablerank.reports.pairs import CHANGES, Change, Pair, by_change, pair_up
 from stablerank.reports.read import Run, read_run, series
+from stablerank.reports.svg import Picture
 from stablerank.runs.atomic import write_text
 
 EXAMPLES = 3
@@ -118,19 +120,26 @@ def _pictures(run: Run) -> dict[str, Any]:
     drawn, missing = figures.small_multiples(run)
     window = figures.smoothing_window(len(run.metrics))
     curve = loss_figures.loss_curve(run.losses, run.loss_unit) if run.loss_unit else figures.learning_curve(run)
-    pictures = {"curve": curve, "metrics": drawn, "missing": missing, "window": window}
+    pictures = {"curve": curve, "metrics": drawn, "missing": missing, "window": window, "effects": _effects(run)}
     if run.ranks is None or not findings.has_geometry(run):
         return pictures | {"ranks": None}
     grids, readings = geometry.grids(run.ranks), geometry.readings(run.ranks)
     overall = geometry.overall(run.ranks)
     return pictures | {
-        "ranks": geometry_figures.mean_against_null(geometry.mean_curve(run.ranks)),
+        "ranks": geometry_figures.mean_against_null(geometry.mean_curve(run.ranks), run.best_step),
         "heat_maps": geometry_figures.heat_maps(grids, readings),
         "has_null": overall.has_null,
         "colour_bar": geometry_figures.colour_bar(grids, overall),
         "readings": [*readings, overall] if len(readings) > 1 else readings,
         "finding": findings.geometry_finding(run.ranks),
     }
+
+
+def _effects(run: Run) -> Picture | None:
+    if run.effects is None or not run.effects.measured().step_R.size:
+        return None
+    (grid,) = geometry.grids(run.effects)
+    return effect_figures.effect_curves(grid, geometry.overall(run.effects), run.best_step)
 
 
 def _examples(run: Run) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stablerank.reports.losses import UNITS, LossEvaluation, LossSummary, loss_evaluation, loss_summary
+from stablerank.reports.losses import UNITS, LossEvaluation, LossSummary, best, loss_evaluation, loss_summary
 from stablerank.runs.folder import RunFolder
 
 Row = Mapping[str, Any]
@@ -118,6 +118,8 @@ class Run:
     evaluations: Sequence[Evaluation]
     losses: Sequence[LossEvaluation]
     ranks: UpdateRanks | None
+    effects: UpdateRanks | None
+    """Of the change of every layer's output, where it was measured."""
     before: Sequence[Rollout]
     after: Sequence[Rollout]
     damage: tuple[str, ...]
@@ -141,6 +143,11 @@ class Run:
     def loss_curve(self) -> list[LossEvaluation]:
         """The held-out losses on the way."""
         return [evaluation for evaluation in self.losses if evaluation.phase == "curve"]
+
+    @property
+    def best_step(self) -> int | None:
+        """Of the lowest held-out loss on the way."""
+        return best(self.loss_curve).step if self.loss_curve else None
 
     @property
     def last_step(self) -> int:
@@ -175,7 +182,8 @@ def read_run(path: Path) -> Run:
         timings=tolerant("timings.jsonl", lambda: _by_step(folder.timings.rows()), []),
         evaluations=[] if has_loss else tolerant("evaluations.jsonl", lambda: [_evaluation(row) for row in rows()], []),
         losses=tolerant("evaluations.jsonl", lambda: [loss_evaluation(row) for row in rows()], []) if has_loss else [],
-        ranks=tolerant("geometry/", lambda: _update_ranks(folder.geometry.read()), None),
+        ranks=tolerant("geometry/", lambda: _stable_ranks(folder.geometry.read(), "update"), None),
+        effects=tolerant("geometry/", lambda: _stable_ranks(folder.geometry.read(), "effect"), None),
         before=tolerant("rollouts/ (before)", lambda: _rollouts(folder.rollouts.read(), "before", bar), []),
         after=tolerant("rollouts/ (after)", lambda: _rollouts(folder.rollouts.read(), "after", bar), []),
         damage=tuple(damage),
@@ -229,10 +237,10 @@ def _evaluation(row: Row) -> Evaluation:
     return Evaluation(int(row["step"]), row["phase"], str(row["split"]), score)
 
 
-def _update_ranks(table: pa.Table | None) -> UpdateRanks | None:
+def _stable_ranks(table: pa.Table | None, kind: str) -> UpdateRanks | None:
     if table is None:
         return None
-    kept = table.filter((pc.field("kind") == "update") & (pc.field("metric") == "stable_rank"))
+    kept = table.filter((pc.field("kind") == kind) & (pc.field("metric") == "stable_rank"))
     if not kept.num_rows:
         return None
     kept = kept.sort_by([("step", "ascending"), ("module", "ascending"), ("layer", "ascending")])
