@@ -177,3 +177,11 @@ def test_effects_and_drift_exist_for_every_adapter(loss_recipe, tmp_path: Path, 
     assert all(1 <= row["value"] < row["null_low"] for row in ranks)
     kl = {row["phase"]: row["kl"] for row in folder.evaluations.rows()}
     assert kl["before"] == pytest.approx(0, abs=1e-6) and kl["after"] > 1e-6
+
+
+@pytest.mark.parametrize("objective", ["clm", "dpo"])
+def test_other_texts_say_what_was_forgotten(loss_recipe, tmp_path: Path, objective: str) -> None:
+    evaluation = {"every": 2, "forgetting": {"kind": "arithmetic", "level": "easy"}}
+    folder = train(loss_recipe(objective, tmp_path / "run", evaluation=evaluation))
+    losses = {row["phase"]: row["loss_forgetting"] for row in folder.evaluations.rows()}
+    assert set(losses) == {"before", "curve", "after"} and losses["before"] != losses["after"]

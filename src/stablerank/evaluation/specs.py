@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from stablerank.rewards.specs import SingleRewardSpec
+from stablerank.tasks.texts import TextSpec
 
 
 class _Spec(BaseModel):
@@ -21,6 +22,9 @@ class LossEvaluationSpec(_Spec):
     every: int = Field(default=0, ge=0, description="optimiser steps between points of the curve; 0 draws none")
     curve_examples: int = Field(default=128, ge=1, description="examples of a point, held-out and of training")
     batch_size: int = Field(default=16, ge=1, description="examples or pairs read at once")
+    forgetting: TextSpec | None = Field(
+        default=None, description="a data section of texts about something else, whose loss says what was forgotten"
+    )
 
 
 class EvaluationSpec(_Spec):

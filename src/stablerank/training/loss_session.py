@@ -4,7 +4,8 @@ Before, after and on the way, the held-out examples and the first examples of tr
 example's numbers go to ``examples/``, so that differences are paired by example; their summary is a row of
 ``evaluations.jsonl`` whose names end in ``_train`` for the training examples. A held-out loss that rises while the one
 of training falls is overfitting, and both are read in the same way: no dropout, no augmentation, whole batches. Beside
-them stands ``kl``, how far the policy has moved from the untouched one on held-out texts.
+them stand ``kl``, how far the policy has moved from the untouched one on held-out texts, and what it has forgotten of
+others.
 """
 
 from abc import abstractmethod
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from stablerank.evaluation.drift import Drift
+from stablerank.evaluation.forgetting import ForgettingProbe
 from stablerank.evaluation.statistics import Interval
 from stablerank.probes.effects import EffectPanel
 from stablerank.runs.folder import RunFolder
@@ -62,6 +64,14 @@ class LossSession(Session[LossRecipeT], Generic[LossRecipeT]):
             "curve": data.held_out_rows("validation", spec.curve_examples),
             "train": self.rows[: spec.curve_examples],
         }
+        self.forgetting = self._forgetting()
+
+    def _forgetting(self) -> ForgettingProbe | None:
+        spec = self.recipe.evaluation
+        if spec.forgetting is None:
+            return None
+        rows = spec.forgetting.held_out_rows(spec.split, spec.curve_examples)
+        return ForgettingProbe(self.tokenizer, rows, self.recipe.loss_settings["max_length"], spec.batch_size)
 
     def _build(self, folder: RunFolder, callbacks: list[TrainerCallback]) -> Trainer:
         parts = {name: Dataset.from_list(rows) for name, rows in self.parts.items()}
@@ -113,6 +123,7 @@ class LossSession(Session[LossRecipeT], Generic[LossRecipeT]):
                 for name, value in self._numbers(found).items():
                     row |= _columns(f"{name}{ending}", value)
             row |= _columns("kl", self.drift.kl(model))
+            row |= _columns("loss_forgetting", self.forgetting.loss(model)) if self.forgetting else {}
         folder.evaluations.append(row)
 
     def _batches(self, trainer: Trainer, part: str) -> Iterator[Batch]:
