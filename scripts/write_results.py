@@ -24,6 +24,7 @@ import pairs_tables
 import scorer_tables
 import self_judge_tables
 import sr_tables
+import study_tables
 from tables import RESULTS, ROOT, load, table
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -250,19 +251,6 @@ def smollm2_gym() -> str:
     return table("seed | steps | pass@1 before | after | gain", rows)
 
 
-def outcome_reward() -> str:
-    found = json.loads((ROOT / "studies" / "outcome-reward" / "verdict.json").read_text())
-    judged = [(finding["decision"], finding["claim"], finding["rule"]["outcome"]) for finding in found["hypotheses"]]
-    for kind, held, failed in (("traps", "HOLDS", "fails"), ("controls", "holds", "FAILS")):
-        for name, rule in found[kind].items():
-            judged.append((f"{kind[:-1]} {held if rule['outcome']['holds'] else failed}", name, rule["outcome"]))
-    rows = [
-        [decision, claim, f"{o['estimate']:+.3f} ({o['low']:+.3f} to {o['high']:+.3f})"]
-        for decision, claim, o in judged
-    ]
-    return table("decision | claim or rule | pass@1 gain (interval)", rows)
-
-
 BLOCKS: dict[str, Callable[..., str]] = {
     "alarms": alarm_tables.alarms,
     "alarm_runs": alarm_tables.alarm_runs,
@@ -320,7 +308,9 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "shared_forward_memory": shared_forward_memory,
     "smollm2_gym": smollm2_gym,
     "measure": measure,
-    "outcome_reward": outcome_reward,
+    "outcome_reward": study_tables.outcome_reward,
+    "overfitting_arms": study_tables.overfitting_arms,
+    "overfitting_verdict": study_tables.overfitting_verdict,
     "process_alignment": process_alignment,
     "process_first_wrong": process_first_wrong,
     "measure_scale": measure_scale,
