@@ -22,15 +22,22 @@ COLUMNS = {
 
 def verdict(name: str, what: str) -> str:
     found = json.loads((ROOT / "studies" / name / "verdict.json").read_text())
-    judged = [(finding["decision"], finding["claim"], finding["rule"]["outcome"]) for finding in found["hypotheses"]]
+    judged = [
+        (finding["decision"], finding["claim"], (finding["rule"] or finding["kill"])["outcome"])
+        for finding in found["hypotheses"]
+    ]
     for kind, held, failed in (("traps", "HOLDS", "fails"), ("controls", "holds", "FAILS")):
         for rule_name, rule in found[kind].items():
             judged.append((f"{kind[:-1]} {held if rule['outcome']['holds'] else failed}", rule_name, rule["outcome"]))
-    rows = [
-        [decision, claim, f"{o['estimate']:+.3f} ({o['low']:+.3f} to {o['high']:+.3f})"]
-        for decision, claim, o in judged
-    ]
+    rows = [[decision, claim, _estimate(outcome)] for decision, claim, outcome in judged]
     return table(f"decision | claim or rule | {what} (interval)", rows)
+
+
+def _estimate(outcome: dict[str, Any]) -> str:
+    """Of a killed claim that of its kill rule, which is what ended it."""
+    if outcome["estimate"] is None:
+        return "not defined"
+    return "{estimate:+.3f} ({low:+.3f} to {high:+.3f})".format(**outcome)
 
 
 def outcome_reward() -> str:
