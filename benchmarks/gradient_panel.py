@@ -1,4 +1,4 @@
-"""Do gradients concentrate before the update does, and before the held-out loss rises? `benchmarks/gradient_panel.py`
+"""Do gradients concentrate before the update does, and before the held-out loss? `python benchmarks/gradient_panel.py`
 
 Language modelling and DPO on the same 32 problems (recipes of studies/overfitting-signature), with a checkpoint every
 ten steps. At each, the gradients of a fixed panel of training texts (probes/panel_gradients.py): 16 right solutions for
@@ -8,7 +8,7 @@ of the update and the held-out loss.
 How early a quantity moves is its *half-time*: the first checkpoint at which it is at least half as far from its first
 value as it ever gets. A lag is a difference of half-times in one run, whose interval comes from seeds.
 
-A finished run in the work folder is read, an interrupted one is taken up again; a run takes two minutes on one core.
+A finished run in the work folder is read, an interrupted one is taken up again.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from stablerank.zoo.resolve import resolve
 
 ARMS = {objective: f"studies/overfitting-signature/{objective}.yaml" for objective in ("clm", "dpo")}
 PANEL = {"clm": 16, "dpo": 8}
-BETA = 0.1
 GRADIENTS = ("example_stable_rank", "mean_stable_rank", "mean_nuclear_rank", "norm", "agreement")
 OTHERS = ("update_stable_rank", "held_out")
 
@@ -59,7 +58,7 @@ class Panel:
     def __init__(self, arm: str) -> None:
         recipe = load_recipe(ROOT / ARMS[arm])
         self.arm, self.place = arm, resolve(recipe.model.path)
-        self.longest = recipe.loss_settings["max_length"]
+        self.longest, self.beta = recipe.loss_settings["max_length"], recipe.loss_settings.get("beta")
         tokenizer = AutoTokenizer.from_pretrained(self.place)
         rows = recipe.data.train_rows()[: PANEL[arm]]
         sides = ("completion",) if arm == "clm" else ("chosen", "rejected")
@@ -77,7 +76,7 @@ class Panel:
         if self.arm == "clm":
             return -found[0] / (len(self.texts[at][0][0]) - self.texts[at][0][1])
         chosen, rejected = (new - old for new, old in zip(found, self.before[at], strict=True))
-        return -logsigmoid(BETA * (chosen - rejected))
+        return -logsigmoid(self.beta * (chosen - rejected))
 
     def _logprob(self, model: Any, ids: list[int], prompt: int) -> Tensor:
         ids_1L = torch.tensor([ids])

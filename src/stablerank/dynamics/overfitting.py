@@ -17,8 +17,6 @@ A trend is Kendall's tau-b of a quantity with the step: -1 falls all the way, +1
 1938); None below `LEAST` moments. Anything that is not defined is None, never 0.
 
 Left out on purpose: interpolation between moments; smoothing.
-
-Legend: S moments.
 """
 
 import math
