@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from stablerank.evaluation.statistics import Interval, ratio_interval
-from stablerank.probes.effects import equal_length
+from stablerank.probes.effects import equal_length, output_states
 from stablerank.rewards.distillation.head import Head
 
 
@@ -33,7 +33,7 @@ class Drift:
         head = Head.of(model)
         bias_V = None if head.bias_V is None else head.bias_V.detach().clone()
         self._head = replace(head, weight_VD=head.weight_VD.detach().clone(), bias_V=bias_V)
-        self._before_BTD = _last_states(model, self.ids_BT)
+        self._before_BTD = output_states(model, self.ids_BT)[-1].reshape(*self.ids_BT.shape, -1)
 
     @torch.no_grad()
     def kl(self, model: nn.Module) -> Interval:
@@ -51,16 +51,3 @@ class Drift:
         new_TV = model(input_ids=self.ids_BT[row : row + 1], use_cache=False).logits[0].float().log_softmax(-1)
         old_TV = self._head.logits(self._before_BTD[row], slice(None)).log_softmax(-1)
         return float((old_TV.exp() * (old_TV - new_TV)).sum(-1).double().sum())
-
-
-@torch.no_grad()
-def _last_states(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    was_training = model.training
-    model.eval()
-    try:
-        states: Tensor = model(
-            input_ids=ids_BT, output_hidden_states=True, use_cache=False, logits_to_keep=1
-        ).hidden_states[-1]
-    finally:
-        model.train(was_training)
-    return states

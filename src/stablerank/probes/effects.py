@@ -48,12 +48,12 @@ class EffectPanel:
             DataError: there is no text with a token.
         """
         self.ids_BT = equal_length(texts).to(next(model.parameters()).device)
-        self._before = _states(model, self.ids_BT)
+        self._before = output_states(model, self.ids_BT)
 
     def rows(self, model: nn.Module, *, run: str, seed: int, step: int) -> list[GeometryRow]:
         """Two rows a layer."""
         moment, found = Moment(run, seed, step), list[GeometryRow]()
-        for block, (old_ND, new_ND) in enumerate(zip(self._before, _states(model, self.ids_BT), strict=True)):
+        for block, (old_ND, new_ND) in enumerate(zip(self._before, output_states(model, self.ids_BT), strict=True)):
             found += _layer_rows(block, old_ND, new_ND, moment)
         return found
 
@@ -68,8 +68,8 @@ def equal_length(texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 @torch.no_grad()
-def _states(model: nn.Module, ids_BT: Tensor) -> list[Tensor]:
-    """``(N, D)`` of every block's output."""
+def output_states(model: nn.Module, ids_BT: Tensor) -> list[Tensor]:
+    """``(N, D)`` of every block's output, in evaluation mode; the last one is what the head reads."""
     was_training = model.training
     model.eval()
     try:

@@ -34,12 +34,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stablerank.errors import DataError, ModelError
+from stablerank.probes.gradients import IN_BLOCKS
 from stablerank.probes.hooks import LINEAR, choose, row_name
 from stablerank.spectral.functionals import nuclear_rank, stable_rank
 
 Floats = NDArray[np.float64]
-BLOCKS = r"\.\d+\.(?!.*lora_)"
-"""Inside a numbered block, and no factor of an adapter."""
 _RANKS = {"stable_rank": stable_rank, "nuclear_rank": nuclear_rank}
 
 
@@ -58,7 +57,9 @@ class PanelGradients:
     """The same of the mean gradient."""
 
 
-def panel_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]], modules: str = BLOCKS) -> PanelGradients:
+def panel_gradients(
+    model: nn.Module, losses: Sequence[Callable[[], Tensor]], modules: str = IN_BLOCKS
+) -> PanelGradients:
     """Read the panel whose i-th loss is ``losses[i]()``, a scalar of ``model``.
 
     ``modules`` is a regular expression over names of linear layers.
