@@ -25,7 +25,7 @@ from stablerank.evaluation.problems import fingerprint_of
 from stablerank.rewards.scorers.answers import Answer
 from stablerank.rewards.scorers.specs import build_scorers
 from stablerank.runs.tables import ShardedTable
-from stablerank.tasks.preferences import Pair, load_pairs
+from stablerank.tasks.preferences import Pair, load_pairs, spread
 
 MODEL = "zoo:smollm2-135m-instruct"
 SCORERS = ("stable_rank:scope=response", "stable_rank:scope=all")
@@ -62,12 +62,14 @@ def measured(pairs: Sequence[Pair], arguments: Any, out: Path) -> tuple[dict[Key
     folder = EvaluationFolder(out)
     scorers = [*arguments.scorers, "longer"]
     content = fingerprint_of([asdict(pair) for pair in pairs])
-    folder.claim({"model": arguments.model, "scorers": scorers, "metrics": NAMES, "content": content})
+    folder.claim(
+        {"model": arguments.model, "scorers": scorers, "metrics": NAMES, "dtype": arguments.dtype, "content": content}
+    )
     asked = [Answer(pair.prompt, text) for (_, text), pair in answers.items()]
     with passing_bar("scores") as tell:
         scores = score_answers(
             asked,
-            build_scorers(scorers, arguments.model),
+            build_scorers(scorers, arguments.model, dtype=arguments.dtype),
             ShardedTable(out / "scores"),
             lambda done: tell(done, len(asked), "answers"),
         )
@@ -94,7 +96,7 @@ def main() -> None:
     asked.add_argument("--model", default=MODEL)
     asked.add_argument("--scorers", nargs="+", default=list(SCORERS))
     arguments = asked.parse_args()
-    by_set = {name: load_pairs(name)[: arguments.pairs] for name in arguments.sets}
+    by_set = {name: spread(load_pairs(name), arguments.pairs) for name in arguments.sets}
     found: dict[str, Any] = {}
     together = [pair for pairs in by_set.values() for pair in pairs]
     size = "all" if arguments.pairs is None else arguments.pairs
@@ -105,7 +107,7 @@ def main() -> None:
             "scorers": {scorer: studied(pairs, rows, columns, scorer) for scorer in arguments.scorers},
         }
     show(found["all"]["scorers"][arguments.scorers[0]], arguments.scorers[0])
-    settings = {"model": arguments.model, "sets": arguments.sets, "pairs": arguments.pairs}
+    settings = {key: getattr(arguments, key) for key in ("model", "sets", "pairs", "dtype")}
     write_results("correlates_smollm2", settings, {"metrics": described(), "sets": found})
 
 

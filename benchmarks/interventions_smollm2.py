@@ -72,14 +72,17 @@ def marks_of(cases: Sequence[Case], arguments: Any, out: Path) -> dict[str, dict
     versions = [{ORIGINAL: case.answer, **edited(case, SEED)} for case in cases]
     scorers = [*arguments.scorers, "longer"]
     EvaluationFolder(out).claim(
-        {"model": arguments.model, "scorers": scorers, "window": WINDOW, "content": fingerprint_of(versions)}
+        {
+            **{"model": arguments.model, "scorers": scorers, "window": WINDOW},
+            **{"dtype": arguments.dtype, "content": fingerprint_of(versions)},
+        }
     )
     places = [(at, name) for at, version in enumerate(versions) for name in version]
     asked = [Answer(cases[at].prompt, versions[at][name]) for at, name in places]
     with passing_bar("scores") as tell:
         scores = score_answers(
             asked,
-            build_scorers(scorers, arguments.model, window=WINDOW),
+            build_scorers(scorers, arguments.model, window=WINDOW, dtype=arguments.dtype),
             ShardedTable(out / "scores"),
             lambda done: tell(done, len(asked), "answers"),
         )
@@ -121,7 +124,10 @@ def main() -> None:
             "scorers": {scorer: judged(of_scorer, groups) for scorer, of_scorer in marks.items()},
         }
         show(name, arguments.scorers[0], found[name]["scorers"][arguments.scorers[0]])
-    settings = {"model": arguments.model, "answers": arguments.answers, "tokens": [LEAST, MOST], "window": WINDOW}
+    settings = {
+        **{"model": arguments.model, "answers": arguments.answers, "tokens": [LEAST, MOST]},
+        **{"window": WINDOW, "dtype": arguments.dtype},
+    }
     write_results("interventions_smollm2", settings, {"sets": found})
 
 

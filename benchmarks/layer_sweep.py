@@ -65,6 +65,7 @@ def swept(model: str, arguments: Any) -> dict[str, Any]:
         arguments.work,
         model=place(model),
         limit=arguments.pairs,
+        dtype=arguments.dtype,
         window=min(WINDOW, found.context or WINDOW),
         template="chat" if found.tokenizer.chat_template else "plain",
     )
@@ -82,7 +83,8 @@ def main() -> None:
     models = [swept(model, arguments) for model in arguments.models]
     for model in models:
         show(f"{model['model']}, scope response", [r for r in model["rows"] if r["scope"] == "response"], "layer")
-    write_results("layer_sweep", {"sets": arguments.sets, "pairs": arguments.pairs}, {"models": models})
+    settings = {key: getattr(arguments, key) for key in ("sets", "pairs", "dtype")}
+    write_results("layer_sweep", settings, {"models": models})
 
 
 if __name__ == "__main__":

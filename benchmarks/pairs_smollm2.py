@@ -1,4 +1,4 @@
-"""Does stable rank tell right from wrong on real pairs? `python benchmarks/pairs_smollm2.py [--dtype bfloat16]`.
+"""Does stable rank tell right from wrong on real pairs? `python benchmarks/pairs_smollm2.py [SET ...] [--dtype bfloat16]`.
 
 SmolLM2-135M-Instruct (weights rounded to 4 bits by its package) reads every response of the four sets of pairs in the
 data folder: LLMBar, JudgeBench, RM-Bench's code, and GSM8K solutions with a recorded verdict. Stable rank in both
@@ -6,16 +6,17 @@ scopes, with and without centring, its spectral rivals, likelihoods, and the con
 from one pass in the model's chat template with the window of the paper (512 tokens).
 
 Scores are kept in `--work`, a file every 64 responses or so: a start after a kill does what is missing. Results are
-written set by set; they hold numbers and no text. Nothing is chosen on these numbers: every scorer that was asked is in
+written set by set, beside those of other sets with the same settings; they hold numbers and no text. Nothing is chosen on these numbers: every scorer that was asked is in
 the table.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, print_table, write_results
+from common import RESULTS, ROOT, print_table, write_results
 
 from stablerank.rewardbenching import RewardBenching, rewardbench
 from stablerank.tasks.preferences import SETS
@@ -70,24 +71,33 @@ def shown(found: RewardBenching) -> None:
         print_table(one.name, ("scorer", "accuracy, %", "at matched length, %", "ties, %", "rho given length"), rows)
 
 
+def with_others(sets: list[dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """These, and those of the results file that were read with the same settings, in the order of `SETS`."""
+    path = RESULTS / "pairs_smollm2.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": None}
+    settings = json.loads(json.dumps(settings))
+    found = {one["set"]: one for one in (before["sets"] if before["settings"] == settings else [])}
+    found |= {one["set"]: one for one in sets}
+    return [found[name] for name in SETS if name in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", default=list(SETS), metavar="SET", help=f"of {', '.join(SETS)}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--limit", type=int, help="pairs of each set; results are then printed, not written")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "pairs-smollm2")
     args = parser.parse_args()
-    sets: list[dict[str, Any]] = []
-    for name in SETS:
+    for name in args.sets:
         clock = Clock()
         found = rewardbench(
             [name], SCORERS, model=MODEL, dtype=args.dtype, limit=args.limit, out=args.work / name, progress=clock
         )
         shown(found)
         results = found.results()
-        sets += results["sets"]
         if args.limit is None:
-            kept = ("scorers", "model", "template", "window", "dtype", "length")
-            write_results("pairs_smollm2", {key: results[key] for key in kept}, {"sets": sets})
+            settings = {key: results[key] for key in ("scorers", "model", "template", "window", "dtype", "length")}
+            write_results("pairs_smollm2", settings, {"sets": with_others(results["sets"], settings)})
 
 
 if __name__ == "__main__":

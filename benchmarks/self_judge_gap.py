@@ -49,7 +49,7 @@ from stablerank.rewards.scorers.templates import Layout
 from stablerank.rewards.scorers.trivial import LengthScorer, RandomScorer
 from stablerank.runs.tables import ShardedTable
 from stablerank.tasks.files import data_folder
-from stablerank.tasks.preferences import Pair, load_pairs
+from stablerank.tasks.preferences import Pair, load_pairs, spread
 
 SMOLLM2, STORIES = "zoo:smollm2-135m-instruct", "stories260K"
 PLAN = {
@@ -106,7 +106,7 @@ def judges_of(frozen: FrozenModel, batch_tokens: int) -> tuple[dict[str, Any], d
 
 def pairs_of(name: str, limit: int | None) -> list[Pair]:
     if name != "chains":
-        return load_pairs(name)[:limit]
+        return spread(load_pairs(name), limit)
     from train_pair_model import rolled_out
 
     rolled = rolled_out("validation", CHAIN_PROBLEMS, seed=0)
@@ -231,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(PLAN), help="zoo:NAME, folders or hub ids")
     parser.add_argument("--sets", nargs="+", help="pairs as `stablerank rewardbench` reads them, or chains")
-    parser.add_argument("--limit", type=int, help="pairs of each set; results are then printed, not written")
+    parser.add_argument("--limit", type=int, help="at most so many pairs of each set, evenly spread")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--spread", action="store_true", help="blocks of the model over all GPUs")
     parser.add_argument("--batch-tokens", type=int, default=4096)
@@ -239,9 +239,8 @@ def main() -> None:
     parser.add_argument("--results", default="self_judge_gap", help="name of the results file")
     arguments = parser.parse_args()
     found = [one for model in arguments.models for one in measured(model, arguments)]
-    if arguments.limit is None:
-        settings = {key: getattr(arguments, key) for key in ("models", "sets", "dtype", "spread", "batch_tokens")}
-        write_results(arguments.results, settings, {"sets": plain(found)})
+    settings = {k: getattr(arguments, k) for k in ("models", "sets", "limit", "dtype", "spread", "batch_tokens")}
+    write_results(arguments.results, settings, {"sets": plain(found)})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ SETS = ("llmbar", "judgebench", "rmbench", "gsm8k_solutions")
 def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--sets", nargs="+", default=list(SETS))
-    made.add_argument("--pairs", type=int, default=None, help="of each set, the first; all by default")
+    made.add_argument("--pairs", type=int, default=None, help="of each set, evenly spread; all by default")
+    made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument("--work", type=Path, default=ROOT / "runs" / "sweeps")
     return made
 

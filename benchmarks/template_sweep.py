@@ -14,20 +14,21 @@ TEMPLATES = ("chat", "plain", "response", "assistant", "user_assistant", "questi
 
 
 def main() -> None:
-    asked = parser(__doc__)
-    asked.add_argument("--model", default=MODEL)
-    arguments = asked.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--model", default=MODEL)
+    arguments = options.parse_args()
     names = {
         f"stable_rank:scope={scope},template={template}": (scope, template)
         for template in TEMPLATES
         for scope in SCOPES
     }
-    rows = accuracies(arguments.sets, list(names), arguments.work, model=arguments.model, limit=arguments.pairs)
+    asked = {"model": arguments.model, "limit": arguments.pairs, "dtype": arguments.dtype}
+    rows = accuracies(arguments.sets, list(names), arguments.work, **asked)
     for row in rows:
         row["scope"], row["template"] = names[row.pop("scorer")]
     for scope in SCOPES:
         show(f"{arguments.model}, scope {scope}", [row for row in rows if row["scope"] == scope], "template")
-    settings = {"model": arguments.model, "sets": arguments.sets, "pairs": arguments.pairs}
+    settings = {key: getattr(arguments, key) for key in ("model", "sets", "pairs", "dtype")}
     write_results("template_sweep", settings, {"rows": rows})
 
 

@@ -15,20 +15,21 @@ WINDOWS = (64, 128, 256, 512, 1024)
 
 
 def main() -> None:
-    asked = parser(__doc__)
-    asked.add_argument("--model", default=MODEL)
-    asked.add_argument("--windows", type=int, nargs="+", default=list(WINDOWS))
-    arguments = asked.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--model", default=MODEL)
+    options.add_argument("--windows", type=int, nargs="+", default=list(WINDOWS))
+    arguments = options.parse_args()
     names = {
         f"stable_rank:scope={scope},window={window}": (scope, window)
         for scope in SCOPES
         for window in arguments.windows
     }
-    rows = accuracies(arguments.sets, list(names), arguments.work, model=arguments.model, limit=arguments.pairs)
+    asked = {"model": arguments.model, "limit": arguments.pairs, "dtype": arguments.dtype}
+    rows = accuracies(arguments.sets, list(names), arguments.work, **asked)
     for row in rows:
         row["scope"], row["window"] = names[row.pop("scorer")]
     show(f"{arguments.model}, scope response", [row for row in rows if row["scope"] == "response"], "window")
-    settings = {"model": arguments.model, "sets": arguments.sets, "pairs": arguments.pairs}
+    settings = {key: getattr(arguments, key) for key in ("model", "sets", "pairs", "dtype")}
     write_results("window_sweep", settings, {"rows": rows})
 
 

@@ -11,7 +11,7 @@ from stablerank.rewardbenching import rewardbench
 from stablerank.rewards.scorers.answers import Answer
 from stablerank.rewards.scorers.specs import build_scorers
 from stablerank.tasks.files import data_folder
-from stablerank.tasks.preferences import load_pairs
+from stablerank.tasks.preferences import load_pairs, spread
 
 WORKED = json.loads((Path(__file__).parent / "evaluation" / "pairs" / "rewardbench_v1.json").read_text())
 WORDS = ["a", "few", "words", "that", "make", "up", "answers", "of", "different", "lengths", "to", "tell", "apart"]
@@ -154,7 +154,7 @@ def test_the_scores_are_those_of_the_scorer(tmp_path):
     first = asked()
     (scorer,) = build_scorers([name], place, template="plain")
     margins = []
-    for pair in load_pairs("llmbar")[:12]:
+    for pair in spread(load_pairs("llmbar"), 12):
         one, other = (
             scorer.score([Answer(pair.prompt, text)]).values_NS[0, 0] for text in (pair.chosen, pair.rejected)
         )

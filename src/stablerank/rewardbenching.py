@@ -51,6 +51,7 @@ from stablerank.tasks.preferences import (
     read_choices,
     read_pairs,
     read_preferences,
+    spread,
 )
 
 SCORERS = ("stable_rank:scope=response", "stable_rank:scope=all", "mean_logprob")
@@ -122,7 +123,7 @@ def rewardbench(
         version: rows are pairs (v1) or choices among several responses (v2); by default as the rows look.
         columns: our name of a column to the file's.
         split: of a hub data set.
-        limit: at most so many pairs or choices of each set, the first.
+        limit: at most so many pairs or choices of each set, evenly spread over it.
         ties: what an equal score earns: ``half`` a pair, or nothing (``lose``), as RewardBench's own code has it.
         template: the text around prompt and response.
         window: tokens of prompt and response together.
@@ -209,7 +210,7 @@ def _read(
         raise DataError(f"limit is {limit}, but there must be at least 1 pair; give 1 or more.")
     read: Callable[..., Preferences[Any]] = {None: read_preferences, "v1": read_pairs, "v2": read_choices}[version]
     whole = read(name, columns, split)
-    return Preferences(whole.name, whole.items[:limit], whole.refused)
+    return Preferences(whole.name, spread(whole.items, limit), whole.refused)
 
 
 def _scored(

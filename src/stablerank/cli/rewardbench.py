@@ -37,7 +37,7 @@ Columns = Annotated[
     list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Column of a file, such as prompt=question.")
 ]
 Split = Annotated[str | None, typer.Option(help="Of a hub data set (RewardBench: filtered).")]
-Limit = Annotated[int | None, typer.Option(help="At most so many rows of each set, the first.")]
+Limit = Annotated[int | None, typer.Option(help="At most so many rows of each set, evenly spread over it.")]
 Ties = Annotated[Literal["half", "lose"], typer.Option(help="What a tie earns; RewardBench's own code lets it lose.")]
 Template = Annotated[str, typer.Option(help="Text around prompt and response.")]
 Window = Annotated[int, typer.Option(help="Tokens of prompt and response together.")]
