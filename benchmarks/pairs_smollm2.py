@@ -1,4 +1,4 @@
-"""Does stable rank tell right from wrong on real pairs? `python benchmarks/pairs_smollm2.py [SET ...] [--dtype bfloat16]`.
+"""Does stable rank tell right from wrong on pairs? `python benchmarks/pairs_smollm2.py [SET ...] [--dtype bfloat16]`.
 
 SmolLM2-135M-Instruct (weights rounded to 4 bits by its package) reads every response of the four sets of pairs in the
 data folder: LLMBar, JudgeBench, RM-Bench's code, and GSM8K solutions with a recorded verdict. Stable rank in both
@@ -6,8 +6,8 @@ scopes, with and without centring, its spectral rivals, likelihoods, and the con
 from one pass in the model's chat template with the window of the paper (512 tokens).
 
 Scores are kept in `--work`, a file every 64 responses or so: a start after a kill does what is missing. Results are
-written set by set, beside those of other sets with the same settings; they hold numbers and no text. Nothing is chosen on these numbers: every scorer that was asked is in
-the table.
+written set by set, beside those of other sets with the same settings; they hold numbers and no text. Nothing is chosen
+on these numbers: every scorer that was asked is in the table.
 """
 
 import argparse
@@ -76,8 +76,8 @@ def with_others(sets: list[dict[str, Any]], settings: dict[str, Any]) -> list[di
     path = RESULTS / "pairs_smollm2.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": None}
     settings = json.loads(json.dumps(settings))
-    found = {one["set"]: one for one in (before["sets"] if before["settings"] == settings else [])}
-    found |= {one["set"]: one for one in sets}
+    kept = before["results"]["sets"] if before["settings"] == settings else []
+    found = {one["name"]: one for one in [*kept, *sets]}
     return [found[name] for name in SETS if name in found]
 
 
