@@ -1,0 +1,164 @@
+"""Runs that overfit and runs that do not, for `overfitting_detector.py`: `python benchmarks/overfitting_runs.py`.
+
+Language modelling and DPO on GSM8K solutions (recipes of studies/overfitting-signature): slow, fast, on more problems,
+at rank 1, with biases only, with labels that teach nothing; and the same on LLMBar, whose runs only judge. Each run
+leaves a trace, a row an evaluated step of the validation curve: every signal that a rule may stop by, among them the
+held-out loss on the first half of the validation texts, and ``judge``, that on the other half, which no rule reads. A
+run that has a trace is not repeated, an interrupted one is taken up again.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from common import RESULTS, ROOT, require_recipe
+
+from stablerank.dynamics.overfitting import Course, ranks_at
+from stablerank.evaluation.losses import preference_loss, text_loss
+from stablerank.evaluation.statistics import Interval
+from stablerank.runs.folder import RunFolder
+from stablerank.training.recipe import load_recipe
+from stablerank.training.session import resume, start
+
+TRACES = RESULTS / "overfitting_traces.json"
+STUDY = "studies/overfitting-signature"
+RHYTHM = [
+    *("geometry.every=6", "evaluation.every=6", "evaluation.curve_examples=64"),
+    *("trainer.max_steps=120", "trainer.save_steps=120"),
+]
+BITFIT = "adapter={kind: bitfit, biases: added}"
+LLMBAR = "data.path=llmbar"
+
+
+def rate(value: float) -> str:
+    return f"optimiser.learning_rate={value}"
+
+
+CLM = {
+    "usual": [],
+    "slow": [rate(5e-4)],
+    "fast": [rate(2e-2)],
+    "more": ["data.limit=256"],
+    "rank-1": ["adapter.r=1", "adapter.alpha=2"],
+    "bitfit": [BITFIT, rate(2e-2)],
+    "random": ["data.random_labels=true"],
+}
+DPO = {
+    "usual": [],
+    "slow": [rate(1e-5)],
+    "fast": [rate(1e-3)],
+    "more": ["data.limit=256"],
+    "rank-1": ["adapter.r=1", "adapter.alpha=2"],
+    "bitfit": [BITFIT, rate(1e-3)],
+    "random": ["data.random_labels=true"],
+}
+SETTINGS = {
+    f"{objective}-{name}": (objective, overrides)
+    for objective, arms in (("clm", CLM), ("dpo", DPO))
+    for name, overrides in arms.items()
+}
+SHIFTED = {
+    f"{name}-llmbar": (SETTINGS[name][0], [*SETTINGS[name][1], LLMBAR])
+    for name in ("clm-usual", "clm-slow", "clm-bitfit", "dpo-usual", "dpo-fast", "dpo-bitfit")
+}
+SEEDS = {"chosen": (941, 942), "judged": (951, 952), "shifted": (953, 954)}
+"""Rules are chosen on the first part alone."""
+
+
+def trained(setting: str, seed: int, work: Path) -> RunFolder:
+    objective, overrides = {**SETTINGS, **SHIFTED}[setting]
+    folder = RunFolder(work / f"{setting}-{seed}")
+    asked = [*overrides, *RHYTHM, f"seed={seed}", f"output={folder.path}"]
+    spec = f"{STUDY}/{objective}.yaml"
+    require_recipe(folder.path, spec, asked[:-1])
+    if folder.is_complete():
+        return folder
+    if (folder.path / "manifest.json").exists():
+        return resume(folder.path)
+    return start(load_recipe(ROOT / spec, asked), overrides=asked)
+
+
+def trace(folder: RunFolder) -> list[dict[str, Any]]:
+    """A row an evaluated step; None where a run has no such number."""
+    geometry = list(folder.geometry.rows())
+    course = Course.of(folder.evaluations.rows(), geometry)
+    kept = {row["step"]: row for row in folder.evaluations.rows() if row["phase"] == "curve"}
+    rows = []
+    for step, last in zip(sorted(kept), [0, *sorted(kept)], strict=False):
+        norms = [one["grad_norm"] for one in folder.metrics.rows() if last < one["step"] <= step]
+        watched, judge = halves(folder, step)
+        rows.append(
+            {
+                **{"step": step, "held_out": watched.value, "held_out_low": watched.low, "judge": judge.value},
+                **{"train": kept[step]["loss_train"], "kl": kept[step]["kl"], "grad_norm": fmean(norms)},
+                "update_rank": mean_of(ranks_at(course.updates, step)),
+                "update_norm": course.norms.get(step),
+                "effect_rank": mean_of(ranks_at(course.effects, step)),
+                "effect_norm": mean_of(dict(effect_norms(geometry, step))),
+            }
+        )
+    return [{name: rounded(value) for name, value in row.items()} for row in rows]
+
+
+def halves(folder: RunFolder, step: int) -> tuple[Interval, Interval]:
+    """The held-out loss on the first and on the second half of the validation texts."""
+    rows = [
+        row for row in folder.examples.rows() if (row["phase"], row["part"], row["step"]) == ("curve", "curve", step)
+    ]
+    rows.sort(key=lambda row: row["row"])
+    half, recipe = len(rows) // 2, folder.manifest()["recipe"]
+    if recipe["objective"] == "clm":
+        return text_loss(rows[:half])["loss"], text_loss(rows[half:])["loss"]
+    beta = recipe["trainer"]["beta"]
+    return preference_loss(rows[:half], beta)["loss"], preference_loss(rows[half:], beta)["loss"]
+
+
+def effect_norms(geometry: list[dict[str, Any]], step: int) -> Iterator[tuple[int, float]]:
+    """How far each layer's output has moved, relative to its norm."""
+    for row in geometry:
+        if (row["kind"], row["metric"], row["step"]) == ("effect", "relative_norm", step):
+            yield row["layer"], row["value"]
+
+
+def mean_of(values: dict[Any, float]) -> float | None:
+    return fmean(values.values()) if values else None
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def keep(part: str, setting: str, seed: int, rows: list[dict[str, Any]]) -> None:
+    """One line a run, so that a new run is one new line."""
+    kept = {**recorded(), f"{setting}-{seed}": {"part": part, "setting": setting, "seed": seed, "rows": rows}}
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept))
+    TRACES.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+def recorded() -> dict[str, Any]:
+    """Every trace by the name of its run."""
+    found: dict[str, Any] = json.loads(TRACES.read_text(encoding="utf-8")) if TRACES.exists() else {}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(SEEDS), metavar="PART", help=f"of {', '.join(SEEDS)}")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "overfitting", help="where the run folders go")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        for seed in SEEDS[part]:
+            for setting in SHIFTED if part == "shifted" else SETTINGS:
+                if f"{setting}-{seed}" not in recorded():
+                    folder = trained(setting, seed, arguments.work.resolve())
+                    keep(part, setting, seed, trace(folder))
+                    shutil.rmtree(folder.path)
+                    print(f"{part}: {setting}, seed {seed}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
