@@ -106,7 +106,7 @@ def judges_of(frozen: FrozenModel, batch_tokens: int) -> tuple[dict[str, Any], d
 
 def pairs_of(name: str, limit: int | None) -> list[Pair]:
     if name != "chains":
-        return spread(load_pairs(name), limit)
+        return [*spread(load_pairs(name), limit)]
     from train_pair_model import rolled_out
 
     rolled = rolled_out("validation", CHAIN_PROBLEMS, seed=0)

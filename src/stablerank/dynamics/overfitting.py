@@ -85,6 +85,11 @@ class Course:
         """The first measured step at which the update's Frobenius norm, all matrices together, is at least ``size``."""
         return next((step for step in sorted(self.norms) if self.norms[step] >= size), None)
 
+    def norm_at(self, step: int) -> float | None:
+        """The update's Frobenius norm at the last measurement at or before ``step``."""
+        measured = [at for at in self.norms if at <= step]
+        return self.norms[max(measured)] if measured else None
+
     def trend(self, ranks: Mapping[int, Ranks], *, first: int = 0, last: float = math.inf) -> dict[str, float | None]:
         """Kendall's tau with the step, by matrix, of the measurements from ``first`` to ``last``."""
         kept = {step: ranks[step] for step in sorted(ranks) if first <= step <= last}

@@ -77,10 +77,10 @@ def load_pairs(path: str, columns: Mapping[str, str] | None = None, split: str |
     return list(read_pairs(path, columns, split).items)
 
 
-def spread(items: Sequence[_Item], limit: int | None) -> list[_Item]:
+def spread(items: Sequence[_Item], limit: int | None) -> tuple[_Item, ...]:
     """At most ``limit`` items, evenly spread: files stand in the order of their subsets."""
     count = len(items) if limit is None else min(limit, len(items))
-    return [items[at * len(items) // count] for at in range(count)]
+    return tuple(items[at * len(items) // count] for at in range(count))
 
 
 def read_pairs(path: str, columns: Mapping[str, str] | None = None, split: str | None = None) -> Preferences[Pair]:
