@@ -28,7 +28,7 @@ from common import print_table, write_results
 from overfitting_runs import recorded
 from scipy.stats import mannwhitneyu
 
-from stablerank.dynamics.overfitting_signals import GEOMETRY, SIGNALS
+from stablerank.dynamics.overfitting_signals import RANKS, SIGNALS
 from stablerank.dynamics.stopping import RULES, Direction, Reading, StopRule, readings, recorded_rules, regret, rule_of
 from stablerank.runs.atomic import write_json
 
@@ -139,7 +139,7 @@ def judged(part: str, objective: str) -> dict[str, Any]:
     helps = {
         row["chooser"]: all(row["over"][other]["high"] < 0 for other in PLAIN)
         for row in rows
-        if row["chooser"] in GEOMETRY
+        if row["chooser"] in RANKS
     }
     return {
         **{"part": part, "objective": objective, "runs": len(runs), "settings": len(set(settings))},

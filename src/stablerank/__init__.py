@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stablerank.scoring import score
     from stablerank.spectral.functionals import stable_rank
     from stablerank.training.alarms import watch_collapse
+    from stablerank.training.overfitting import watch_overfitting
     from stablerank.training.recipe import Recipe, load_recipe
     from stablerank.training.telemetry import GeometryCallback, watch_geometry
     from stablerank.training.zero import explain_zero
@@ -50,6 +51,7 @@ _HOMES = {
     "train": "stablerank.facade",
     "watch_collapse": "stablerank.training.alarms",
     "watch_geometry": "stablerank.training.telemetry",
+    "watch_overfitting": "stablerank.training.overfitting",
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "train",
     "watch_collapse",
     "watch_geometry",
+    "watch_overfitting",
 ]
 
 

@@ -11,6 +11,9 @@ same, because a step's rows are on disk before anything reads them.
 - ``effect_rank``: mean stable rank of the change of the layers' outputs; ``effect_norm``: its mean relative norm.
 
 Spectra are those of the last measurement at or before the step.
+
+`signals_of_history` makes the same rows of the log of any transformers or TRL trainer, as far as it goes: ``train`` is
+then the mean of the logged batches, and ``update_rank`` is there where `watch_geometry` logs it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +29,9 @@ SIGNALS = (
     *("step", "held_out", "train", "kl", "grad_norm"),
     *("update_rank", "update_norm", "effect_rank", "effect_norm"),
 )
-GEOMETRY = ("update_rank", "effect_rank")
+OF_UPDATES = ("update_rank", "update_norm")
+OF_EFFECTS = ("effect_rank", "effect_norm")
+RANKS = ("update_rank", "effect_rank")
 """Those that a spectrum has to be measured for."""
 
 
@@ -49,6 +54,26 @@ def signals_of(evaluations: Iterable[Row], geometry: Iterable[Row], metrics: Ite
             }
         )
     return rows
+
+
+def signals_of_history(history: Iterable[Row]) -> list[Signals]:
+    """A row an evaluation (``eval_loss``) of a trainer's ``log_history``; the last one of a step counts."""
+    found: dict[int, Signals] = {}
+    since: list[Row] = []
+    rank: float | None = None
+    for row in history:
+        rank = row.get("geometry/stable_rank_mean", rank)
+        if "loss" in row:
+            since.append(row)
+        if "eval_loss" in row:
+            batches = {name: [one[name] for one in since if name in one] for name in ("loss", "grad_norm")}
+            found[int(row["step"])] = {
+                **dict.fromkeys(SIGNALS),
+                **{"step": float(row["step"]), "held_out": float(row["eval_loss"])},
+                **{"train": _mean(batches["loss"]), "grad_norm": _mean(batches["grad_norm"]), "update_rank": rank},
+            }
+            since = []
+    return [found[step] for step in sorted(found)]
 
 
 def _effect_norms(geometry: Sequence[Row]) -> dict[int, dict[str, float]]:

@@ -8,8 +8,8 @@ later wins (a resumed run repeats steps). A number that is none stays NaN or inf
 TRL's files are those of ``trl`` 1.16: ``trainer_state.json``, and with ``log_completions`` one
 ``completions/completions_STEP.parquet`` a logged step.
 
-Left out on purpose: ``training_args.bin``, which is a pickle, so the settings of a plain TRL run stay unknown; TRL's
-``eval_*`` rows, which hold rewards of samples and no pass rate.
+Left out on purpose: ``training_args.bin``, which is a pickle, so the settings of a plain TRL run stay unknown; what
+TRL's ``eval_*`` rows say of rewards, which are those of samples and no pass rate.
 
 Legend: S logged steps, K reward functions.
 """
@@ -69,6 +69,8 @@ class RunRecord:
     """Held-out evaluations: ``step``, ``phase``, ``pass_at_1``, ``low``, ``high``, ``mean_length``, ``truncated``."""
     completions: tuple[TrainingCompletion, ...]
     """In order of step and group; empty where they were not kept."""
+    losses: tuple[Row, ...] = ()
+    """Of a run of ours the held-out losses of its curve; of TRL's the whole log, with the rows of its evaluations."""
 
 
 def read_record(path: Path) -> RunRecord:
@@ -109,9 +111,10 @@ def _read_ours(path: Path) -> RunRecord:
         # A run with a held-out loss answers nothing, and rules about accuracy have nothing to read there.
         answered = [row for row in newest.values() if "pass_at_1" in row]
         evaluations = tuple(sorted(answered, key=lambda row: int(row["step"])))
+        losses = tuple(row for (_, phase), row in sorted(newest.items()) if phase == "curve" and "loss" in row)
     with _whole(folder.rollouts.folder):
         completions = tuple(_our_completions(folder.rollouts.read()))
-    return RunRecord(path, "stablerank", manifest["recipe"], steps, evaluations, completions)
+    return RunRecord(path, "stablerank", manifest["recipe"], steps, evaluations, completions, losses)
 
 
 def _our_completions(table: pa.Table | None) -> Iterator[TrainingCompletion]:
@@ -137,7 +140,7 @@ def _read_trl(path: Path) -> RunRecord:
     steps = tuple(row for row in rows if "loss" in row)
     home = place.absolute().parent
     output = home.parent if home.name.startswith("checkpoint-") else home
-    return RunRecord(path, "trl", {}, steps, (), tuple(_trl_completions(output / "completions", steps)))
+    return RunRecord(path, "trl", {}, steps, (), tuple(_trl_completions(output / "completions", steps)), rows)
 
 
 def _state_files(path: Path) -> list[Path]:

@@ -17,8 +17,10 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
+from stablerank.dynamics.overfitting_signals import OF_EFFECTS, OF_UPDATES, Signals, signals_of
+from stablerank.dynamics.stopping import rule_of
 from stablerank.evaluation.drift import Drift
 from stablerank.evaluation.forgetting import ForgettingProbe
 from stablerank.evaluation.statistics import Interval
@@ -26,6 +28,7 @@ from stablerank.probes.effects import EffectPanel
 from stablerank.runs.folder import RunFolder
 from stablerank.training.closing import write_loss_summary
 from stablerank.training.language_model.recipe import LanguageModelRecipe
+from stablerank.training.overfitting import OverfittingCallback
 from stablerank.training.policy import calibrated
 from stablerank.training.preference.recipe import PreferenceRecipe
 from stablerank.training.sections import trl_arguments
@@ -87,6 +90,21 @@ class LossSession(Session[LossRecipeT], Generic[LossRecipeT]):
                 "callbacks": callbacks,
             }
         )
+
+    def _watchers(self, folder: RunFolder) -> list[TrainerCallback]:
+        spec, every = self.recipe.overfitting, self.recipe.evaluation.every
+        if spec.action == "none" or not every:
+            return []
+        rule = rule_of(self.recipe.objective, spec.signal)
+        measured = spec.signal in (*OF_UPDATES, *OF_EFFECTS)
+
+        def rows(state: TrainerState) -> list[Signals]:
+            if state.global_step % every:
+                return []
+            geometry = folder.geometry.rows() if measured else ()
+            return signals_of(folder.evaluations.rows(), geometry, folder.metrics.rows())
+
+        return [OverfittingCallback(rule, spec.action, rows=rows, table=folder.alarms)]
 
     def _look_before(self, trainer: Trainer, geometry: GeometryCallback | None) -> None:
         super()._look_before(trainer, geometry)

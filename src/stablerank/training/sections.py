@@ -37,6 +37,7 @@ SECTIONS = (
     "trainer",
     "geometry",
     "alarms",
+    "overfitting",
     "evaluation",
     "seed",
     "output",

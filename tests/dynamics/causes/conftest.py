@@ -32,6 +32,7 @@ def learning(seed: int = 0, steps: int = STEPS) -> dict[str, np.ndarray]:
     return {
         "step": step_S,
         "loss": noisy(0 * rise_S, 0.05),
+        "eval_loss": noisy(1 - 0.3 * rise_S, 0.002),
         "grad_norm": np.abs(noisy(0.25 - 0.1 * rise_S, 0.05)) + 0.02,
         "learning_rate": np.minimum(step_S - 1, 5) * 1e-4,
         "reward": reward_S,
@@ -58,7 +59,9 @@ def record_of(columns, *, evaluations=(), completions=(), settings=None) -> RunR
     names = list(columns)
     rows = [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
     rows = [{key: int(v) if key == "step" else float(v) for key, v in row.items()} for row in rows]
-    return RunRecord(Path("run"), "trl", settings or {}, tuple(rows), tuple(evaluations), tuple(completions))
+    return RunRecord(
+        Path("run"), "trl", settings or {}, tuple(rows), tuple(evaluations), tuple(completions), tuple(rows)
+    )
 
 
 HEALTHY_CURVE = held_out([0.38, 0.5, 0.72, 0.93, 0.97, 0.98, 0.97, 0.98])
@@ -135,6 +138,9 @@ def spoilt(name: str, seed: int = 0) -> RunRecord:
             columns |= {"learning_rate": np.zeros(STEPS), "kl": np.zeros(STEPS)}
             columns["reward"] = jittered(np.full(STEPS, 0.3), seed, 0.2)
             curve = held_out([0.38] * 8)
+        case "overfitting":
+            columns |= {"loss": ramp(1, 0.1, 1, 40), "eval_loss": ramp(0.7, 1.1, 15, 40)}
+            columns["eval_loss"][:15] = ramp(1, 0.7, 1, 15)[:15]
         case "not_finite":
             columns["loss"] = np.where(np.arange(STEPS) < 30, columns["loss"], np.nan)
         case "identical_completions" | "cut_by_window" | "template_owns" | "alike_states":

@@ -1,6 +1,7 @@
 """Every rule fires on the run that it is about and on no other; missing, added and shuffled columns do no harm."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 
 from stablerank.dynamics.causes.explain import CAUSES, NAMES, explain
 from stablerank.dynamics.causes.facts import facts_of
-from stablerank.runs.record import TrainingCompletion
+from stablerank.runs.record import RunRecord, TrainingCompletion
 
 SPOILT = [cause.name for cause in CAUSES if cause.name != "reward_flat"]
 SEEDS = range(3)
@@ -26,7 +27,7 @@ def test_the_fault_is_the_only_thing_named(make, fault, seed):
     told = explain(make.spoilt(fault, seed))
     assert names(told) == [fault]
     assert told.verdict == told.found[0].sentence
-    assert told.has_problem == (fault not in ("format_lost", "far_policy"))
+    assert told.has_problem == (fault not in ("format_lost", "far_policy", "overfitting"))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -45,6 +46,7 @@ def test_a_run_that_learns_gets_a_clean_bill(make, seed):
         ("learning_rate_too_high", (4, 8)),
         ("reward_misled", (25, 35)),
         ("not_finite", (31, 31)),
+        ("overfitting", (14, 16)),
         ("step_spam", (25, 35)),
     ],
 )
@@ -56,6 +58,17 @@ def test_the_first_step_is_where_it_begins(make, fault, step):
 def test_consequences_are_told_but_do_not_count(make):
     told = explain(make.spoilt("reward_misled"))
     assert [one.cause for one in told.consequences] == ["unexplained"]
+
+
+def test_a_rise_within_the_interval_is_no_overfitting_and_one_beyond_it_is_a_problem():
+    def told(low):
+        curve = [(10, 0.8, 0.5, 0.9), (20, 0.7, 0.4, 0.6), (30, 0.9, low, 0.2)]
+        losses = [dict(zip(("step", "loss", "loss_low", "loss_train"), row, strict=True)) for row in curve]
+        return explain(RunRecord(Path("run"), "stablerank", {}, (), (), (), tuple(losses)))
+
+    assert names(told(low=0.65)) == []
+    (found,) = told(low=0.75).found
+    assert (found.cause, found.first_step, found.severity) == ("overfitting", 20, "problem")
 
 
 def test_a_flat_reward_is_a_warning_that_names_both_causes(make):
@@ -223,7 +236,7 @@ COLUMNS = (
     *("loss", "grad_norm", "learning_rate", "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy"),
     *("completions/mean_length", "completions/max_length", "completions/clipped_ratio", "advantage_scale", "answered"),
     *("reward_length_correlation", "rewards/stable_rank/relative_spread", "duplicate_share", "near_duplicate_share"),
-    *("cut_by_window", "sigma1_first_token", "sigma1_special_tokens"),
+    *("cut_by_window", "sigma1_first_token", "sigma1_special_tokens", "eval_loss"),
 )
 
 

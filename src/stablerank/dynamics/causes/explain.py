@@ -11,7 +11,7 @@ Left out on purpose: probabilities. Rules fire or do not; their thresholds stand
 
 from dataclasses import dataclass
 
-from stablerank.dynamics.causes import collapse, hacking, start, unexplained, update, variance
+from stablerank.dynamics.causes import collapse, hacking, overfitting, start, unexplained, update, variance
 from stablerank.dynamics.causes.diagnosis import Cause, Diagnosis
 from stablerank.dynamics.causes.facts import FEWEST_ROWS, Facts, facts_of
 from stablerank.dynamics.causes.story import story
@@ -49,6 +49,7 @@ CAUSES = (
           (("course",), ("spread",), ("sigma1_first", "sigma1_special")), _STILL),
     Cause("alike_states", "states alike", collapse.alike_states, (("course",), ("spread",)), _STILL),
     Cause("far_policy", "policy far from the reference", collapse.far_policy, (("course",), ("spread",), ("kl",))),
+    Cause("overfitting", "overfitting", overfitting.overfitting, (("losses",),)),
     Cause("format_lost", "lost answer format", unexplained.lost_format, (("course",), ("answered",)), ("unexplained",)),
     Cause("unexplained", "loss without a known cause", unexplained.unexplained_loss,
           (("course",), ("held_out", "parts"))),
@@ -60,6 +61,7 @@ NAMES = {
     "kl": "KL to the reference (log it with beta above 0)",
     "course": f"at least {FEWEST_ROWS} logged steps",
     "rows": "a log",
+    "losses": "two held-out losses",
     "groups": "training completions",
     "held_out": "two held-out evaluations",
     "parts": "several reward functions",

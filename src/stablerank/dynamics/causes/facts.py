@@ -7,7 +7,7 @@ Legend: S logged steps, E held-out evaluations, G groups of completions.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stablerank.dynamics.causes.series import Floats, Series, series
+from stablerank.dynamics.overfitting import Moment
+from stablerank.dynamics.overfitting_signals import signals_of_history
 from stablerank.dynamics.signals import SIGNALS, signals_of_record
 from stablerank.runs.record import Row, RunRecord, TrainingCompletion
 
@@ -65,18 +67,21 @@ class Facts:
     settings: Row
     first_step: int
     rows: int
+    losses: tuple[Moment, ...] = ()
+    """The curve of the held-out loss; its lower end is NaN where the writer keeps no interval."""
 
     def get(self, name: str) -> Series | None:
         """The series of a column, None where it was not recorded."""
         return self.columns.get(name)
 
     def knows(self, name: str) -> bool:
-        """Whether something is on record: a column, ``held_out``, ``parts``, ``groups``, ``rows`` or ``course``."""
+        """Whether something is on record: a column, or one of the names below."""
         special = {
             "held_out": bool(self.curves),
             "parts": bool(self.parts),
             "groups": math.isfinite(self.lone),
             "rows": self.rows > 0,
+            "losses": len(self.losses) > 1,
             "course": self.rows >= FEWEST_ROWS,
         }
         return special.get(name, name in self.columns)
@@ -102,6 +107,7 @@ def facts_of(record: RunRecord) -> Facts:
         settings=record.settings,
         first_step=int(record.steps[0]["step"]) if record.steps else 0,
         rows=len(record.steps),
+        losses=tuple(_losses(record)),
     )
 
 
@@ -135,6 +141,16 @@ def _curves(evaluations: Sequence[Row]) -> tuple[Curve, ...]:
         if len(kept_E4) > 1:
             curves.append(Curve(kept_E4[:, 0].astype(np.int64), *kept_E4[:, 1:].T))
     return tuple(sorted(curves, key=lambda curve: -curve.step_E.size))
+
+
+def _losses(record: RunRecord) -> Iterator[Moment]:
+    if record.writer == "trl":
+        for seen in signals_of_history(record.losses):
+            step, held_out, train = (_number(seen[name]) for name in ("step", "held_out", "train"))
+            yield Moment(int(step), held_out, math.nan, train)
+    else:
+        for row in record.losses:
+            yield Moment(row["step"], row["loss"], row["loss_low"], row["loss_train"])
 
 
 def _lone(completions: Sequence[TrainingCompletion]) -> float:

@@ -5,9 +5,9 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 from trl import SFTConfig
 
-from stablerank.evaluation.specs import LossEvaluationSpec
 from stablerank.tasks.texts import TextSpec
-from stablerank.training.sections import LossGeometrySpec, RunRecipe, TrainerSection
+from stablerank.training.loss_recipe import LossRecipe
+from stablerank.training.sections import TrainerSection
 
 LOSS_SETTINGS: dict[str, Any] = {
     "loss_type": "nll",
@@ -46,12 +46,10 @@ TRAINER = TrainerSection(
 )
 
 
-class LanguageModelRecipe(RunRecipe):
+class LanguageModelRecipe(LossRecipe):
     """One run of language modelling, whole."""
 
     trainer_section = TRAINER
 
     objective: Literal["clm"]
     data: TextSpec
-    geometry: LossGeometrySpec = LossGeometrySpec()
-    evaluation: LossEvaluationSpec = LossEvaluationSpec()

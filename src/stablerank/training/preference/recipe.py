@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 from trl import DPOConfig
 
-from stablerank.evaluation.specs import LossEvaluationSpec
 from stablerank.tasks.pairs import PreferenceDataSpec
-from stablerank.training.sections import LossGeometrySpec, RunRecipe, TrainerSection
+from stablerank.training.loss_recipe import LossRecipe
+from stablerank.training.sections import TrainerSection
 
 LOSS_SETTINGS: dict[str, Any] = {
     "loss_type": ["sigmoid"],
@@ -48,12 +48,10 @@ TRAINER = TrainerSection(
 )
 
 
-class PreferenceRecipe(RunRecipe):
+class PreferenceRecipe(LossRecipe):
     """One run of a preference objective, whole."""
 
     trainer_section = TRAINER
 
     objective: Literal["dpo"]
     data: PreferenceDataSpec
-    geometry: LossGeometrySpec = LossGeometrySpec()
-    evaluation: LossEvaluationSpec = LossEvaluationSpec()
