@@ -12,7 +12,8 @@ device and thread count; needs a device with fp64 (CPU, CUDA).
 Undefined, and NaN for that sequence only: no live token, all states zero, a live state that is not finite; centred, a
 single token or tokens all alike. One token, uncentred, is exactly 1.
 
-Numerics: fp64 throughout, the largest entry taken out first so that no square over- or underflows.
+Numerics: fp64 throughout. No square of a narrower dtype's value over- or underflows there; fp64 states are first
+divided by the power of two of their largest entry, which rounds nothing, so that both give the same bits.
 
 - The stable rank reads ``trace(G) / lambda_1(G)`` from the smaller Gram matrix G, K by K. That is safe for the top of
   a spectrum only. With u = 2^-53 and n = max(L, D), the products move trace and lambda_1 by n u F^2 at most, and the
@@ -53,7 +54,8 @@ def stable_rank_batched(hidden_BTD: Tensor, mask_BT: Tensor | None = None, *, ce
     Raises:
         ValueError: states not ``(B, T, D)``, a mask of another shape, or mask values other than 0 and 1.
     """
-    rank_B = [_stable_rank(live_LD, center) for live_LD in _live_states(hidden_BTD, mask_BT)]
+    is_wide = hidden_BTD.dtype == torch.float64
+    rank_B = [_stable_rank(live_LD, center, is_wide) for live_LD in _live_states(hidden_BTD, mask_BT)]
     return torch.tensor(rank_B, dtype=torch.float64, device=hidden_BTD.device)
 
 
@@ -64,7 +66,8 @@ def spectra_batched(hidden_BTD: Tensor, mask_BT: Tensor | None = None, *, center
     K differs between sequences, so that padding stays without trace: empty without a live token, NaN throughout where
     a live state is not finite. Arguments and errors as :func:`stable_rank_batched`.
     """
-    return [_singular_values(live_LD, center) for live_LD in _live_states(hidden_BTD, mask_BT)]
+    is_wide = hidden_BTD.dtype == torch.float64
+    return [_singular_values(live_LD, center, is_wide) for live_LD in _live_states(hidden_BTD, mask_BT)]
 
 
 def _live_states(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Iterator[Tensor]:
@@ -97,21 +100,24 @@ def _live_tokens(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     return live_BT.to(hidden_BTD.device)
 
 
-def _over_largest(live_LD: Tensor, center: bool) -> tuple[Tensor, float]:
-    """The states, centred on demand, over the largest entry of the raw ones, and that entry (1 where all are zero)."""
-    largest = torch.linalg.vector_norm(live_LD, math.inf).item() or 1.0
-    unit_LD = live_LD / largest
+def _in_range(live_LD: Tensor, center: bool, is_wide: bool) -> tuple[Tensor, float]:
+    """The states, centred on demand, in a range whose squares are safe, and the power of two that was taken out."""
+    if not (center or is_wide):
+        return live_LD, 1.0
+    largest = torch.linalg.vector_norm(live_LD, math.inf).item()
+    scale = 2.0 ** (math.frexp(largest)[1] - 1) if is_wide and math.isfinite(largest) and largest > 0 else 1.0
+    unit_LD = live_LD / scale if scale != 1 else live_LD
     if center:
         unit_LD = unit_LD - unit_LD.mean(0)
-        unit_LD = unit_LD.masked_fill(unit_LD.abs().amax() <= len(unit_LD) * _EPS, 0.0)
-    return unit_LD, largest
+        unit_LD = unit_LD.masked_fill(unit_LD.abs().amax() <= len(unit_LD) * _EPS * (largest / scale), 0.0)
+    return unit_LD, scale
 
 
-def _stable_rank(live_LD: Tensor, center: bool) -> float:
+def _stable_rank(live_LD: Tensor, center: bool, is_wide: bool) -> float:
     """``trace(G) / lambda_1(G)`` of the smaller Gram matrix; LAPACK refuses a matrix that is not finite."""
     if live_LD.numel() == 0:
         return math.nan
-    unit_LD, _ = _over_largest(live_LD, center)
+    unit_LD, _ = _in_range(live_LD, center, is_wide)
     rows, columns = unit_LD.shape
     gram_KK = unit_LD @ unit_LD.mT if rows <= columns else unit_LD.mT @ unit_LD
     trace = gram_KK.trace().item()
@@ -120,11 +126,11 @@ def _stable_rank(live_LD: Tensor, center: bool) -> float:
     return min(max(trace / torch.linalg.eigvalsh(gram_KK)[-1].item(), 1.0), float(len(gram_KK)))
 
 
-def _singular_values(live_LD: Tensor, center: bool) -> Tensor:
+def _singular_values(live_LD: Tensor, center: bool, is_wide: bool) -> Tensor:
     if live_LD.numel() == 0:
         return live_LD.new_empty(0)
-    unit_LD, largest = _over_largest(live_LD, center)
+    unit_LD, scale = _in_range(live_LD, center, is_wide)
     tall = unit_LD if unit_LD.shape[0] >= unit_LD.shape[1] else unit_LD.mT  # LAPACK takes twice as long when wide
     if not bool(tall.isfinite().all()):
         return unit_LD.new_full((tall.shape[1],), torch.nan)
-    return largest * torch.linalg.svdvals(tall)
+    return scale * torch.linalg.svdvals(tall)
