@@ -75,13 +75,12 @@ def candidates(signal: str, runs: Sequence[Run]) -> Iterable[StopRule]:
         places = np.unique(np.linspace(0, len(middles) - 1, THRESHOLDS).astype(int)) if len(middles) else []
         for side in SIDES:
             for patience in PATIENCE:
-                yield from (StopRule(signal, reading, side, float(middles[at]), patience) for at in places)
+                yield from (StopRule(signal, reading, side, float(f"{middles[at]:.5g}"), patience) for at in places)
 
 
-def chosen(signal: str, runs: Sequence[Run]) -> tuple[StopRule, float]:
+def chosen(signal: str, runs: Sequence[Run]) -> StopRule:
     found = [(float(np.nanmean([regret_of(rule, run) for run in runs])), rule) for rule in candidates(signal, runs)]
-    least, rule = min(found, key=lambda one: one[0])
-    return rule, least
+    return min(found, key=lambda one: one[0])[1]
 
 
 def choose() -> None:
@@ -90,11 +89,11 @@ def choose() -> None:
         runs = runs_of("chosen", objective)
         rules[objective] = {}
         for signal in SIGNALS:
-            rule, least = chosen(signal, runs)
-            threshold = float(f"{rule.threshold:.4g}")
+            rule = chosen(signal, runs)
+            lost = float(np.nanmean([regret_of(rule, run) for run in runs]))
             rules[objective][signal] = {
-                **{"reading": rule.reading, "direction": rule.direction, "threshold": threshold},
-                **{"patience": rule.patience, "regret": round(least, 4)},
+                **{"reading": rule.reading, "direction": rule.direction, "threshold": rule.threshold},
+                **{"patience": rule.patience, "regret": round(lost, 4)},
             }
             print(objective, signal, rules[objective][signal], flush=True)
     names = sorted(name for name, run in recorded().items() if run["part"] == "chosen")

@@ -105,5 +105,4 @@ def test_a_recorded_rule_loses_what_it_says_on_the_runs_that_it_was_chosen_on(ob
     rule = rule_of(objective, signal)
     runs = [traces[name]["rows"] for name in kept["origin"]["runs"] if name.startswith(objective)]
     lost = [regret([row["judge"] for row in run], rule.stops_at(run)) for run in runs]
-    # The recorded threshold is rounded to four digits.
-    assert sum(lost) / len(lost) == pytest.approx(kept["rules"][objective][signal]["regret"], abs=0.01)
+    assert sum(lost) / len(lost) == pytest.approx(kept["rules"][objective][signal]["regret"], abs=1e-4)

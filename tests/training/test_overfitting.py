@@ -29,7 +29,7 @@ def overfits(output: Any, **changes: Any) -> dict[str, Any]:
         "objective": "clm",
         "model": {"path": "zoo:arith-student"},
         "adapter": {"kind": "lora", "r": 8, "alpha": 16},
-        "data": {"kind": "arithmetic", "limit": 12, "random_labels": True},
+        "data": {"kind": "arithmetic", "examples": 12, "random_labels": True},
         "optimiser": {"learning_rate": 3e-3},
         "trainer": {"max_steps": 24, "save_steps": EVERY, "per_device_train_batch_size": 4},
         "geometry": {"every": EVERY},
