@@ -177,7 +177,8 @@ def judge() -> None:
         title = f"{one['objective']}, {one['part']}: {counts}; helps: {one['helps']}"
         print_table(title, ("rule", "regret", *(f"over {other}" for other in OTHERS), "stopped"), rows)
         print({row["signal"]: (round(row["auc"], 2), round(row["p"], 3)) for row in one["one_checkpoint"]})
-    write_results("overfitting_detector", {"overfitted": OVERFITTED, "rules": recorded_rules()}, {"parts": found})
+    results = {"rules": recorded_rules()["rules"], "parts": found}
+    write_results("overfitting_detector", {"overfitted": OVERFITTED, "draws": DRAWS}, results)
 
 
 def shown(value: Mapping[str, float], sign: str = "") -> str:

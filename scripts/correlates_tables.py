@@ -10,6 +10,9 @@ from stablerank.evaluation.correlates.published import PUBLISHED
 LEVELS = ("sample", "paired")
 LISTED = (("pearson", False), ("spearman", False), ("pearson", True), ("spearman", True))
 
+FEWEST_SHOWN = 10
+"""Answers below which an edit has no interval."""
+
 
 def correlates(scope: str = "response") -> str:
     """The published numbers beside ours, all sets together."""
@@ -64,6 +67,19 @@ def mechanisms() -> str:
         for scope in scopes
     ]
     return table(" | ".join(["mechanism", "scope", *sets]), rows)
+
+
+def interventions_beside() -> str:
+    """What is beyond length, of stable rank and of the mean log-probability of the same answers, in their own units."""
+    scorers = (_stable_rank("response"), _stable_rank("all"), "mean_logprob")
+    rows = []
+    for name, of_set in load("interventions_smollm2")["sets"].items():
+        for edits in zip(*(of_set["scorers"][scorer]["effects"] for scorer in scorers), strict=True):
+            spreads = (of_set["scorers"][scorer]["spread"] for scorer in scorers)
+            cells = [_scaled(each["beyond"], spread) for each, spread in zip(edits, spreads, strict=True)]
+            if edits[0]["answers"] >= FEWEST_SHOWN:
+                rows.append([name, f"`{edits[0]['name']}`", *cells])
+    return table("set | edit | stable rank, response | stable rank, all | mean log-prob", rows)
 
 
 def layer_sweep(scope: str = "response") -> str:

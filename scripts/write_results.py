@@ -19,6 +19,7 @@ import collapse_tables
 import correlates_tables
 import diagnosis_tables
 import diversity_tables
+import overfitting_tables
 import pair_model_tables
 import pairs_tables
 import scorer_tables
@@ -277,6 +278,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "correlates": correlates_tables.correlates,
     "correlates_all": correlates_tables.correlates_all,
     "interventions": correlates_tables.interventions,
+    "interventions_beside": correlates_tables.interventions_beside,
     "layer_sweep": correlates_tables.layer_sweep,
     "mechanisms": correlates_tables.mechanisms,
     "template_sweep": correlates_tables.template_sweep,
@@ -309,6 +311,11 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "smollm2_gym": smollm2_gym,
     "measure": measure,
     "outcome_reward": study_tables.outcome_reward,
+    "overfitting_detector": overfitting_tables.detector,
+    "overfitting_one_checkpoint": overfitting_tables.one_checkpoint,
+    "update_directions": overfitting_tables.directions,
+    "gradient_lags": overfitting_tables.gradient_lags,
+    "gradient_course": overfitting_tables.gradient_course,
     "overfitting_arms": study_tables.overfitting_arms,
     "overfitting_verdict": study_tables.overfitting_verdict,
     "process_alignment": process_alignment,

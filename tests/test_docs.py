@@ -21,6 +21,7 @@ from stablerank.tasks.specs import ArithmeticSpec, FileSpec, SeveralSpec
 from stablerank.tasks.texts import ArithmeticTexts, FileTexts, PairTexts
 from stablerank.training.alarms import AlarmsSpec
 from stablerank.training.language_model import recipe as language_model
+from stablerank.training.overfitting import OverfittingSpec
 from stablerank.training.preference import recipe as preference
 from stablerank.training.recipe import LOSS_SETTINGS, Recipe
 from stablerank.training.sections import SECTIONS, GeometrySpec, LossGeometrySpec, ModelSpec, OptimiserSpec
@@ -36,6 +37,7 @@ TEXTS, PAIRS = (ArithmeticTexts, FileTexts, PairTexts), (ArithmeticPairs, PairsS
 OBJECTIVE_TABLES = (
     LossEvaluationSpec,
     LossGeometrySpec,
+    OverfittingSpec,
     *TEXTS,
     language_model.LOSS_SETTINGS,
     *PAIRS,
@@ -126,7 +128,7 @@ def defaults_of(spec):
         return spec
     fields = {name: field.get_default(call_default_factory=True) for name, field in spec.model_fields.items()}
     if spec is Recipe:
-        return {name: fields[name] for name in SECTIONS}
+        return {name: fields[name] for name in SECTIONS if name in fields}
     is_chosen = spec in (*UNIONS, *TEXTS, *PAIRS) and spec is not LoraSpec
     return {**fields, "kind": PydanticUndefined} if is_chosen else fields
 
