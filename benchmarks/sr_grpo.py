@@ -11,12 +11,16 @@ only the reward differs, each standardised in its group. No arm but `outcome` se
     mean_logprob          the policy's own mean log-probability
     shorter, longer       length alone, in either direction
     random                noise
+    right_length          how near the length comes to that of a usual solution; no arm of the first round
 
 A judge that is asked for its opinion is no arm here: the student knows chains of arithmetic and no other text.
 
 The rule: an arm *helps* only if its pass@1 on the test problems exceeds that of `random`, of `shorter` and of `longer`,
 with the lower end of the paired 95 % interval (mean over seeds, resampled by problem) above 0, and in every seed. To
 beat the untouched student is not enough, because on this task the longer answer is mostly the right one.
+
+`shorter` and `longer` run past the right length, so a second round holds stable rank against `right_length`, with fresh
+seeds: `python benchmarks/sr_grpo.py 404 405 406 --arms stable_rank right_length --results sr_grpo_right_length`.
 
 A finished run in the work folder is read, an interrupted one is taken up again. Tune with `--split validation` and
 other seeds. A run takes two minutes on one core.
@@ -39,6 +43,7 @@ from stablerank.zoo.resolve import resolve
 
 RECIPE, MODEL = "recipes/sr-grpo.yaml", "zoo:arith-student"
 CONTROLS = ("random", "shorter", "longer")
+RIGHT_LENGTH = "right_length"
 CONTROL_FILE = "benchmarks/control_rewards.py"
 CREDIT = "credit={scale: group, epsilon: 1.0e-4}"
 LAST = 5
@@ -57,6 +62,7 @@ def rewards(reward_model: Path) -> dict[str, str]:
         "shorter": "{kind: length, limit: 80, buffer: 80}",
         "longer": f"{{kind: python, ref: '{CONTROL_FILE}:longer'}}",
         "random": f"{{kind: python, ref: '{CONTROL_FILE}:chance'}}",
+        RIGHT_LENGTH: f"{{kind: python, ref: '{CONTROL_FILE}:right_length'}}",
     }
     if not reward_model.exists():
         print(f"no reward model at {reward_model}: that arm is left out (benchmarks/train_pair_model.py makes it)")
@@ -130,9 +136,11 @@ def contrasts(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
     judged = {}
     for arm in passes:
-        against = {control: _less(passes[arm], passes[control]) for control in CONTROLS if control in passes}
-        is_whole = len(against) == len(CONTROLS)
-        helps = all(found["low"] > 0 and min(found["by_seed"]) > 0 for found in against.values())
+        asked = (*CONTROLS, RIGHT_LENGTH)
+        against = {control: _less(passes[arm], passes[control]) for control in asked if control in passes}
+        is_whole = set(CONTROLS) <= set(against)
+        clear = {name: found["low"] > 0 and min(found["by_seed"]) > 0 for name, found in against.items()}
+        helps = all(clear.get(control, False) for control in CONTROLS)
         judged[arm] = {"against": against, "helps": (helps and arm not in CONTROLS) if is_whole else None}
     return judged
 
@@ -187,6 +195,7 @@ def main() -> None:
     parser.add_argument("seeds", nargs="*", type=int, default=[401, 402, 403])
     parser.add_argument("--split", choices=("test", "validation"), default="test")
     parser.add_argument("--arms", nargs="+", help="some of the arms; all if left out")
+    parser.add_argument("--results", default="sr_grpo", help="name of the results file")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--problems", type=int, default=600)
     parser.add_argument("--reward-model", type=Path, default=ROOT / "runs" / "pair-model")
@@ -195,7 +204,7 @@ def main() -> None:
     known = rewards(arguments.reward_model.resolve())
     if unknown := set(arguments.arms or ()) - set(known):
         raise SystemExit(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    arguments.arms = {arm: known[arm] for arm in arguments.arms or known}
+    arguments.arms = {arm: known[arm] for arm in arguments.arms or [arm for arm in known if arm != RIGHT_LENGTH]}
     settings = {key: getattr(arguments, key) for key in ("seeds", "split", "steps", "problems")}
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arguments.arms}
     for seed in arguments.seeds:
@@ -209,7 +218,7 @@ def main() -> None:
                 "contrasts": contrasts(done),
                 "runs": {name: [without_passes(run) for run in runs] for name, runs in done.items()},
             }
-            write_results("sr_grpo" if arguments.split == "test" else "sr_grpo_validation", settings, results)
+            write_results(arguments.results if arguments.split == "test" else "sr_grpo_validation", settings, results)
     columns = ("arm", "seed", "before", "after", "tokens", "KL", "stable rank", "diagnosis")
     print_table("held-out pass@1 with 95 % intervals", columns, rows(found))
 

@@ -31,6 +31,19 @@ def _of_arm(one: Found) -> list[str]:
     ]
 
 
+def sr_grpo_right_length() -> str:
+    """The second round: stable rank beside a reward for the usual length."""
+    found = load("sr_grpo_right_length")
+    rows = [[f"`{arm}`", *_of_arm(one)] for arm, one in found["arms"].items()]
+    less = found["contrasts"]["stable_rank"]["against"]["right_length"]
+    rows.append(["`stable_rank` less `right_length`", _points(less), "", "", "", "", ""])
+    return table(
+        "reward | pass@1, mean of seeds (95 % by problem) | each seed | tokens | KL | stable rank, all tokens "
+        "| of the response",
+        rows,
+    )
+
+
 def sr_grpo_contrasts() -> str:
     found = load("sr_grpo")["contrasts"]
     rows = [

@@ -291,6 +291,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "self_judge_gap": self_judge_tables.self_judge_gap,
     "self_judge_left_out": self_judge_tables.self_judge_left_out,
     "sr_grpo": sr_tables.sr_grpo,
+    "sr_grpo_right_length": sr_tables.sr_grpo_right_length,
     "sr_grpo_contrasts": sr_tables.sr_grpo_contrasts,
     "sr_grpo_long": sr_tables.sr_grpo_long,
     "sr_grpo_smollm2": sr_tables.sr_grpo_smollm2,
