@@ -82,16 +82,16 @@ def test_from_lock_to_verdict(run, tmp_path):
     assert run("study", "lock", folder)[0] == 0
     code, out, err = run("study", "run", folder)
     assert (code, err) == (0, "")
-    assert out.splitlines()[0] == "3 cells: 2 done, 1 killed"
+    assert out.splitlines()[0] == "3 cells: 2 done, 1 not needed"
     code, out, _ = run("study", "status", folder)
     assert code == 0
     header, row = (line.replace("┃", "│").split("│") for line in out.splitlines() if "arm" in line or "model" in line)
     shown = dict(zip(map(str.strip, header), map(str.strip, row), strict=True))
-    assert {name: shown[name] for name in ("arm", "done", "missing", "killed", "cells")} == {
+    assert {name: shown[name] for name in ("arm", "done", "missing", "not needed", "cells")} == {
         "arm": "model",
         "done": "2",
         "missing": "",
-        "killed": "1",
+        "not needed": "1",
         "cells": "3",
     }
     code, out, err = run("study", "verdict", folder)

@@ -78,7 +78,7 @@ def run(
 
 @app.command("status")
 def status(folder: Folder, json: AsJson = False) -> None:
-    """Say how many cells of each arm are done, running, missing, failed or killed."""
+    """Say how many cells of each arm are done, running, missing, failed or not needed."""
     from stablerank.studies.status import status as status_of
 
     found = status_of(folder)

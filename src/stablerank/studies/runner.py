@@ -120,7 +120,7 @@ class _Runner:
         killed = self.watch.unneeded_arms()
         for cell in self.waiting:
             if cell.arm in killed:
-                self.progress(cell.id, "killed")
+                self.progress(cell.id, "not needed")
         self.waiting = [cell for cell in self.waiting if cell.arm not in killed]
 
     def _note_running(self) -> None:

@@ -11,13 +11,13 @@ from stablerank.studies.plan import Cell, load_plan
 from stablerank.studies.processes import is_claimed
 from stablerank.studies.results import Result, read_results
 
-State = Literal["done", "running", "missing", "failed", "killed"]
-STATES: tuple[State, ...] = ("done", "running", "missing", "failed", "killed")
+State = Literal["done", "running", "missing", "failed", "not needed"]
+STATES: tuple[State, ...] = ("done", "running", "missing", "failed", "not needed")
 
 
 @dataclass(frozen=True)
 class CellState:
-    """One cell: ``killed`` will not run because no living rule needs it, ``missing`` is still to run."""
+    """One cell: ``not needed`` will not run because no living rule needs it, ``missing`` is still to run."""
 
     cell: str
     arm: str
@@ -56,5 +56,5 @@ def _state(cell: Cell, result: Result | None, is_running: bool, is_killed: bool)
     if is_running:
         return CellState(*own, "running", None, None)
     if result is None:
-        return CellState(*own, "killed" if is_killed else "missing", None, None)
+        return CellState(*own, "not needed" if is_killed else "missing", None, None)
     return CellState(*own, result["status"], result["seconds"], result["error"])
