@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import DEMO, bootstrap_interval, print_table, train, write_results
+from common import DEMO, ROOT, bootstrap_interval, print_table, train, write_results
 
 from stablerank.runs.tables import JsonlTable
+from stablerank.training.recipe import load_recipe
 
 GOAL = 0.02
 ARMS = {"with": "geometry.every=10", "without": "geometry.every=0"}
@@ -23,7 +24,8 @@ ARMS = {"with": "geometry.every=10", "without": "geometry.every=0"}
 def run_arm(work: Path, pair: int, arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = work / f"{pair}-{arm}"
     # Two evaluations are part of every run; they are short here and outside the clock of training anyway.
-    short = [f"trainer.max_steps={arguments.steps}", "evaluation.every=0", "evaluation.problems=8"]
+    held_out = "problems" if load_recipe(ROOT / arguments.recipe).objective == "grpo" else "examples"
+    short = [f"trainer.max_steps={arguments.steps}", "evaluation.every=0", f"evaluation.{held_out}=8"]
     summary = train(folder, arguments.recipe, [*short, *arguments.set, ARMS[arm]])
     losses = [row["loss"] for row in JsonlTable(folder / "metrics.jsonl").rows()]
     print(f"pair {pair} {arm:<8} {summary['train_seconds']:.2f} s", flush=True)
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps of a run")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of runs, at least 2")
     parser.add_argument("--recipe", default=DEMO)
+    parser.add_argument("--results", default="telemetry_cost", help="name of the results file")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="recipe overrides of both arms")
     arguments = parser.parse_args()
 
@@ -79,7 +82,7 @@ def main() -> None:
         "share_inside": share,
         "goal_share": GOAL,
     }
-    write_results("telemetry_cost", vars(arguments), results)
+    write_results(arguments.results, vars(arguments), results)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ Three claims of the source (METHODS.md 8), on the last checkpoint of each run, f
 - *off the principal directions*: DPO has more of its energy outside the weight's leading right directions.
 - *neighbours agree*: the updates of one module overlap from layer to layer more than random subspaces.
 
+The bonus is also held against ``tau``: the largest mean bonus of ten random orthonormal bases in place of the weight's.
+
 A number is the mean over matrices. Intervals are a jackknife over seeds with Student's t, because pairs of seeds share
 seeds: there are as many independent things as seeds. Every claim is judged by its interval alone.
 """
@@ -34,6 +36,7 @@ from stablerank.training.recipe import load_recipe
 from stablerank.zoo.resolve import resolve
 
 KS = (1, 5)
+BASES = 10
 CLM, DPO = "clm", "dpo"
 Statistic = Callable[[Sequence[int]], float]
 
@@ -50,10 +53,21 @@ class Run:
         self.profiles = {one.name: profile(one.operator, weights[one.name]) for one in updates}
         self.outside = {k: fmean(1 - head_energy(u.operator, _head(weights[u.name], k)) for u in updates) for k in KS}
         self.bonus = {k: fmean(bonus(self.directions[k][u.name], weights[u.name]) for u in updates) for k in KS}
+        self.random_bonus = {k: [self._random_bonus(k, draw) for draw in range(BASES)] for k in KS}
         self.floors = {k: {side: _floor(self.directions[k].values(), side) for side in SIDES} for k in KS}
         self.adjacent = {
             k: {side: fmean(adjacent([*self.directions[k].values()], side).values()) for side in SIDES} for k in KS
         }
+
+    def _random_bonus(self, k: int, draw: int) -> float:
+        """The bonus with a random basis for each weight, the same for every run."""
+        generator = torch.Generator().manual_seed(draw)
+        found = []
+        for one in self.directions[k].values():
+            size = len(one.v_IK)
+            basis_IK = torch.linalg.qr(torch.randn(size, k, generator=generator, dtype=torch.float64)).Q
+            found.append(overlap(one.v_IK, basis_IK) * size / k)
+        return fmean(found)
 
 
 def _head(weight_OI: torch.Tensor, k: int) -> torch.Tensor:
@@ -103,6 +117,9 @@ def measured(runs: Mapping[tuple[str, int], Run], seeds: Sequence[int]) -> list[
     def told(claim: str, name: str, k: int | None, arm: str, statistic: Statistic, null: float | None) -> None:
         found = jackknife(statistic, seeds)
         rows.append({"claim": claim, "measure": name, "k": k, "arm": arm, "estimate": found, "null": null})
+        if name == "bonus" and arm in ARMS and k is not None:
+            bases = zip(*(runs[arm, seed].random_bonus[k] for seed in seeds), strict=True)
+            rows[-1]["tau"] = max(map(fmean, bases))
 
     def pairwise(claim: str, name: str, k: int | None, of: Callable[[Run, Run], float], null: float | None) -> None:
         values = {(*a, *b): of(runs[a], runs[b]) for a, b in pairs}

@@ -87,7 +87,8 @@ def _said(rule: dict[str, Any]) -> str:
 
 
 def _null(row: dict[str, Any]) -> str:
-    return "" if row["null"] is None else f"{row['null']:.3f}"
+    found = "" if row["null"] is None else f"{row['null']:.3f}"
+    return f"{found} (ten bases: at most {row['tau']:.3f})" if "tau" in row else found
 
 
 def _auc(row: dict[str, Any] | None) -> str:
