@@ -93,3 +93,18 @@ def test_a_run_judged_by_answers_marks_no_loss(shared_run: Path) -> None:
 
 def test_overfitting_is_said_in_words(loss_run: RunFolder) -> None:
     assert "It overfits since step 5" in section(loss_run, "learning")
+
+
+def test_margin_and_accuracy_of_pairs_stand_beside_the_loss(loss_run: RunFolder) -> None:
+    assert "Beside the loss" not in section(loss_run, "learning")
+    rows = loss_run.evaluations.rows()
+    (loss_run.path / "evaluations.jsonl").unlink()
+    for row in rows:
+        step = row["step"]
+        pairs = {"margin": 0.1 * step, "margin_train": 0.3 * step, "accuracy": 0.625}
+        bounds = {f"{name}_{end}": value for name, value in pairs.items() for end in ("low", "high")}
+        loss_run.evaluations.append({**row, **pairs, **bounds})
+    shown = section(loss_run, "learning")
+    assert "Margin, nats a pair: 0.5 at step 5, 1.5 at 15." in shown
+    assert "Preferred answers ranked first, share of pairs: 0.625 at step 5, 0.625 at 15." in shown
+    assert "KL" not in shown

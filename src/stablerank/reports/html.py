@@ -22,6 +22,7 @@ from stablerank.reports import (
     findings,
     geometry,
     geometry_figures,
+    held_out_figures,
     loss_figures,
     losses,
     words,
@@ -120,7 +121,9 @@ def _pictures(run: Run) -> dict[str, Any]:
     drawn, missing = figures.small_multiples(run)
     window = figures.smoothing_window(len(run.metrics))
     curve = loss_figures.loss_curve(run.losses, run.loss_unit) if run.loss_unit else figures.learning_curve(run)
-    pictures = {"curve": curve, "metrics": drawn, "missing": missing, "window": window, "effects": _effects(run)}
+    beside = held_out_figures.held_out_panels(run.losses)
+    pictures = {"curve": curve, "beside": beside, "metrics": drawn, "missing": missing, "window": window}
+    pictures["effects"] = _effects(run)
     if run.ranks is None or not findings.has_geometry(run):
         return pictures | {"ranks": None}
     grids, readings = geometry.grids(run.ranks), geometry.readings(run.ranks)

@@ -4,7 +4,7 @@ Losses are in nats a token (language modelling) or a pair (preferences).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stablerank.dynamics.overfitting import Moment
@@ -32,6 +32,8 @@ class LossEvaluation:
     split: str
     held_out: Loss
     train: Loss
+    others: Mapping[str, Loss] = field(default_factory=dict)
+    """What else the row has with an interval, by column."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,14 @@ class LossSummary:
 
 def loss_evaluation(row: Mapping[str, Any]) -> LossEvaluation:
     """A row of ``evaluations.jsonl``; raises KeyError, TypeError or ValueError for another kind of row."""
-    held_out, train = (
-        Loss(*(float(row[name + end]) for end in ("", "_low", "_high"))) for name in ("loss", "loss_train")
-    )
-    return LossEvaluation(int(row["step"]), row["phase"], str(row["split"]), held_out, train)
+    held_out, train = (_loss(row, name) for name in ("loss", "loss_train"))
+    names = [name.removesuffix("_low") for name in row if name.endswith("_low")]
+    others = {name: _loss(row, name) for name in names if name not in ("loss", "loss_train")}
+    return LossEvaluation(int(row["step"]), row["phase"], str(row["split"]), held_out, train, others)
+
+
+def _loss(row: Mapping[str, Any], name: str) -> Loss:
+    return Loss(*(float(row[name + end]) for end in ("", "_low", "_high")))
 
 
 def loss_summary(raw: Mapping[str, Any]) -> LossSummary | None:
