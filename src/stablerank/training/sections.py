@@ -123,6 +123,8 @@ class GeometrySpec(Section):
     """Leading directions of the base that this takes."""
     nss: bool = False
     """Whether to measure the shift of the singular values at the last step: two whole spectra a matrix."""
+    factors: bool = False
+    """Whether to measure the nuclear rank of low-rank updates and the spectra of their factors too."""
 
 
 class LossGeometrySpec(GeometrySpec):

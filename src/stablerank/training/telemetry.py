@@ -11,7 +11,8 @@ methods that train the model's own matrices. A run that trains none (biases only
 
 ``against_base`` adds where the update lies relative to the weight it changes (probes/alignment.py). It decomposes every
 base weight once, when training begins, and costs one thin product a matrix and measurement after that. ``nss`` adds the
-shift of the singular values at the last step only: two whole spectra a matrix.
+shift of the singular values at the last step only: two whole spectra a matrix. ``factors`` adds the nuclear rank of
+low-rank updates and the spectra of their factors (probes/factors.py).
 
 Methods that count their update from a first product (GeoRA, PiSSA and kin) have that product measured once, at step 0,
 as rows of kind ``initial``.
@@ -32,6 +33,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from stablerank.probes.alignment import BaseHead
 from stablerank.probes.effects import EffectPanel
 from stablerank.probes.evaluate import HEAD
+from stablerank.probes.factors import measure_factors
 from stablerank.probes.orthogonality import measure_orthogonality
 from stablerank.probes.updates import (
     NamedUpdate,
@@ -65,6 +67,7 @@ class GeometryCallback(TrainerCallback):
         against_base: bool = False,
         head: int = HEAD,
         nss: bool = False,
+        factors: bool = False,
         run: str = "run",
         seed: int = 0,
         initial: Mapping[str, torch.Tensor] | None = None,
@@ -72,11 +75,12 @@ class GeometryCallback(TrainerCallback):
     ) -> None:
         """``sink(step, rows)`` stores the rows; ``log_scalar(name, value)`` feeds the trackers.
 
-        ``against_base``, with the ``head`` leading directions of each base weight, and ``nss``: see the module.
+        ``against_base``, with the ``head`` leading directions of each base weight, ``nss`` and ``factors``: see the
+        module.
         ``initial`` is the snapshot that full fine-tuning is measured against; adapters need none.
         """
         self.sink, self.every, self.run, self.seed = sink, every, run, seed
-        self.against_base, self.head, self.nss = against_base, head, nss
+        self.against_base, self.head, self.nss, self.factors = against_base, head, nss, factors
         self.initial, self.log_scalar = initial, log_scalar
         self.panel: EffectPanel | None = None
         """Fixed texts on which the change of every layer's output is measured too."""
@@ -117,6 +121,7 @@ class GeometryCallback(TrainerCallback):
         updates, columns = self._updates(model), self._columns(step)
         rows = measure_updates(updates, heads=self._heads, nss=self.nss and is_last, **columns)
         others = measure_orthogonality(model, **columns) if self.initial is None else []
+        others += measure_factors(updates, **columns) if self.factors else []
         others += self.panel.rows(model, **columns) if self.panel is not None else []
         self._sink(step, rows + others)
         if self.log_scalar is not None:
@@ -164,11 +169,12 @@ def watch_geometry(
     against_base: bool = False,
     head: int = HEAD,
     nss: bool = False,
+    factors: bool = False,
 ) -> GeometryCallback:
     """Add the telemetry to any trainer; call it before ``trainer.train()``.
 
-    Rows go to Parquet shards in ``folder``, scalars to the trainer's own log and trackers. ``against_base``, ``head``
-    and ``nss`` as for `GeometryCallback`.
+    Rows go to Parquet shards in ``folder``, scalars to the trainer's own log and trackers. ``against_base``, ``head``,
+    ``nss`` and ``factors`` as for `GeometryCallback`.
     """
     table = ShardedTable(Path(folder))
     callback = GeometryCallback(
@@ -177,6 +183,7 @@ def watch_geometry(
         against_base=against_base,
         head=head,
         nss=nss,
+        factors=factors,
         run=Path(folder).name,
         seed=trainer.args.seed,
         initial=initial_weights(trainer.model),
