@@ -13,6 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 if TYPE_CHECKING:
     from stablerank.adapters.prepare import prepare_adapter
     from stablerank.choosing import best_of_n
+    from stablerank.compression.compress import compress, load_compressed
     from stablerank.diagnosing import diagnose_run
     from stablerank.evaluating import evaluate, headroom
     from stablerank.facade import export, train
@@ -36,12 +37,14 @@ _HOMES = {
     "StableRankReward": "stablerank.rewards.scorers.trl",
     "as_trl_reward": "stablerank.rewards.plain_trl",
     "best_of_n": "stablerank.choosing",
+    "compress": "stablerank.compression.compress",
     "diagnose_run": "stablerank.diagnosing",
     "evaluate": "stablerank.evaluating",
     "explain_zero": "stablerank.training.zero",
     "export": "stablerank.facade",
     "headroom": "stablerank.evaluating",
     "inspect_reward": "stablerank.inspecting",
+    "load_compressed": "stablerank.compression.compress",
     "load_recipe": "stablerank.training.recipe",
     "measure": "stablerank.measuring",
     "prepare_adapter": "stablerank.adapters.prepare",
@@ -60,12 +63,14 @@ __all__ = [
     "StableRankReward",
     "as_trl_reward",
     "best_of_n",
+    "compress",
     "diagnose_run",
     "evaluate",
     "explain_zero",
     "export",
     "headroom",
     "inspect_reward",
+    "load_compressed",
     "load_recipe",
     "measure",
     "prepare_adapter",

@@ -76,7 +76,7 @@ def plain_lora(model: PeftModel, adapter: str = "default") -> tuple[dict[str, Te
         for name, (b_OR, a_RI) in products.items():
             tensors |= {f"{name}.lora_A.weight": a_RI, f"{name}.lora_B.weight": b_OR}
         ranks = {name: a_RI.shape[0] for name, (_, a_RI) in products.items()}
-        changes = _ranks_and_alphas(ranks, {name: layers[name].scaling[adapter] for name in ranks})
+        changes = ranks_and_alphas(ranks, {name: layers[name].scaling[adapter] for name in ranks})
     return {key: fp32(value) for key, value in tensors.items()}, plain_config(config, changes)
 
 
@@ -169,7 +169,7 @@ def _factors(layer: Linear, adapter: str) -> tuple[Tensor, Tensor]:
     return product
 
 
-def _ranks_and_alphas(ranks: dict[str, int], scales: dict[str, float]) -> dict[str, Any]:
+def ranks_and_alphas(ranks: dict[str, int], scales: dict[str, float]) -> dict[str, Any]:
     """The commonest rank and alpha for all, and a pattern for each layer that differs."""
     pairs = {name.removeprefix(PREFIX): (rank, _alpha(rank, scales[name])) for name, rank in ranks.items()}
     (rank, alpha), _ = Counter(pairs.values()).most_common(1)[0]

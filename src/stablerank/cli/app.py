@@ -6,6 +6,7 @@ from stablerank.cli import (
     adapt,
     bestofn,
     cell,
+    compress,
     demo,
     diagnose,
     doctor_verb,
@@ -41,6 +42,7 @@ app.command("rewardbench")(rewardbench.rewardbench)
 app.command("bestofn")(bestofn.bestofn)
 app.command("inspect-reward")(inspect_reward.inspect_reward)
 app.command("adapt")(adapt.adapt)
+app.command("compress")(compress.compress)
 app.command("report")(report.report)
 app.command("diagnose")(diagnose.diagnose)
 app.command("export")(export.export)

@@ -1,0 +1,1 @@
+"""A smaller file of an adapter: quantisers, entropy coding, the container, and what was lost."""
