@@ -17,13 +17,13 @@ class LossRecipe(RunRecipe):
 
     @model_validator(mode="after")
     def _overfitting_has_something_to_read(self) -> "LossRecipe":
-        signal, chosen = self.overfitting.signal, "action" in self.overfitting.model_fields_set
+        signal = self.overfitting.signal
         if self.overfitting.action == "none":
             return self
-        if chosen and not self.evaluation.every:
+        if self.overfitting.action == "stop" and not self.evaluation.every:
             raise ValueError(
-                f"overfitting.action={self.overfitting.action} asks at every point of the curve, but evaluation.every "
-                "is 0; set it to some steps"
+                "overfitting.action=stop asks at every point of the curve, but evaluation.every is 0; set it to some "
+                "steps"
             )
         if signal in OF_UPDATES and not self.geometry.every:
             raise ValueError(f"overfitting.signal={signal} is measured with the geometry; set geometry.every above 0")
