@@ -5,8 +5,8 @@ GSM8K solutions (N = 4), read by SmolLM2; SmolLM2's own answers to `chain_sum` a
 sampled as `recipes/smollm2-gym.yaml` says. Temperature 0.7 and top-p 0.9 are the paper's (arXiv 2512.02807). Problems
 are those of the validation split; no setting was chosen by looking at them.
 
-Answers and scores land in the work folder chunk by chunk; after a stop the same command goes on. SmolLM2's weights are
-rounded to 4 bits (see `stablerank zoo list`).
+Answers and scores land in the work folder chunk by chunk; after a stop the same command goes on. Results are written
+pool by pool. SmolLM2's weights are rounded to 4 bits (see `stablerank zoo list`).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, print_table, write_results
+from common import ROOT, print_table, with_kept, write_results
 
 from stablerank.choosing import BestOfN, Reading, best_of_n
 from stablerank.evaluating import evaluate
@@ -101,13 +101,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of SmolLM2 as it scores")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bestofn")
     arguments = parser.parse_args()
-    found = []
+    settings = {"scorers": SCORERS, "sampling": SAMPLING, "recipe": GYM, "gcd": GCD, "dtype": arguments.dtype}
     for name in arguments.pools:
-        found.append(plain(name, POOLS[name](arguments.work.resolve(), arguments.problems, arguments.dtype)))
-        shown(found[-1])
-    if arguments.problems is None and arguments.pools == list(POOLS):
-        settings = {"scorers": SCORERS, "sampling": SAMPLING, "recipe": GYM, "gcd": GCD, "dtype": arguments.dtype}
-        write_results("bestofn", settings, {"pools": found})
+        found = plain(name, POOLS[name](arguments.work.resolve(), arguments.problems, arguments.dtype))
+        shown(found)
+        if arguments.problems is None:
+            pools = with_kept("bestofn", settings, "pools", [found], key="pool", order=[*POOLS])
+            write_results("bestofn", settings, {"pools": pools})
 
 
 if __name__ == "__main__":

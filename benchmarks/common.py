@@ -99,6 +99,17 @@ def write_results(name: str, settings: dict[str, Any], results: dict[str, Any]) 
     print(f"written to {place.relative_to(ROOT)}")
 
 
+def with_kept(
+    name: str, settings: dict[str, Any], part: str, new: Sequence[dict[str, Any]], *, key: str, order: Sequence[str]
+) -> list[dict[str, Any]]:
+    """``new``, and what the results file has of ``part`` with the same settings, one a ``key``, in this order."""
+    place = RESULTS / f"{name}.json"
+    before = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {"settings": None}
+    old = before["results"][part] if before["settings"] == json.loads(json.dumps(settings)) else []
+    found = {one[key]: one for one in [*old, *new]}
+    return [found[one] for one in order if one in found]
+
+
 def _versions() -> dict[str, str]:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

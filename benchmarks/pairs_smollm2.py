@@ -11,16 +11,15 @@ on these numbers: every scorer that was asked is in the table.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
-from typing import Any
 
-from common import RESULTS, ROOT, print_table, write_results
+from common import ROOT, print_table, with_kept, write_results
 
 from stablerank.rewardbenching import RewardBenching, rewardbench
 from stablerank.tasks.preferences import SETS
 
+NAME = "pairs_smollm2"
 MODEL = "zoo:smollm2-135m-instruct"
 SCORERS = (
     *(f"stable_rank:scope={scope},center={center}" for scope in ("all", "response") for center in ("false", "true")),
@@ -71,16 +70,6 @@ def shown(found: RewardBenching) -> None:
         print_table(one.name, ("scorer", "accuracy, %", "at matched length, %", "ties, %", "rho given length"), rows)
 
 
-def with_others(sets: list[dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """These, and those of the results file that were read with the same settings, in the order of `SETS`."""
-    path = RESULTS / "pairs_smollm2.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": None}
-    settings = json.loads(json.dumps(settings))
-    kept = before["results"]["sets"] if before["settings"] == settings else []
-    found = {one["name"]: one for one in [*kept, *sets]}
-    return [found[name] for name in SETS if name in found]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", default=list(SETS), metavar="SET", help=f"of {', '.join(SETS)}")
@@ -97,7 +86,9 @@ def main() -> None:
         results = found.results()
         if args.limit is None:
             settings = {key: results[key] for key in ("scorers", "model", "template", "window", "dtype", "length")}
-            write_results("pairs_smollm2", settings, {"sets": with_others(results["sets"], settings)})
+            write_results(
+                NAME, settings, {"sets": with_kept(NAME, settings, "sets", results["sets"], key="name", order=[*SETS])}
+            )
 
 
 if __name__ == "__main__":
