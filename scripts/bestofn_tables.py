@@ -31,7 +31,9 @@ def pools() -> str:
 
 def picks(name: str) -> str:
     """Every chooser at the largest N of one pool."""
-    pool = next(row for row in load("bestofn")["pools"] if row["pool"] == name)
+    pool = next((row for row in load("bestofn")["pools"] if row["pool"] == name), None)
+    if pool is None:
+        raise FileNotFoundError(f"no results of the pool {name}")
     rows = [
         [
             _named(line),
