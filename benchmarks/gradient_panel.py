@@ -43,6 +43,7 @@ def trained(arm: str, seed: int, arguments: argparse.Namespace) -> RunFolder:
         f"seed={seed}",
         f"trainer.max_steps={arguments.steps}",
         f"trainer.save_steps={arguments.every}",
+        f"trainer.save_total_limit={arguments.steps}",
         f"evaluation.every={arguments.every}",
         f"geometry.every={arguments.every}",
     ]

@@ -1,7 +1,9 @@
 """Runs that overfit and runs that do not, for `overfitting_detector.py`: `python benchmarks/overfitting_runs.py`.
 
-Language modelling and DPO on GSM8K solutions (recipes of studies/overfitting-signature): slow, fast, on more problems,
-at rank 1, with biases only, with labels that teach nothing; and the same on LLMBar, whose runs only judge. Each run
+Language modelling of GSM8K solutions (recipe of studies/overfitting-signature) and DPO of chains of arithmetic, right
+and wrong, on the embedded student (recipes/dpo.yaml): slow, fast, on more examples, at rank 1, with biases only, with
+labels that teach nothing. Runs that only judge: language modelling on LLMBar; DPO on LLMBar and GSM8K, where the model
+of stories has nothing to gain from a pair and the first evaluation is mostly the best. Each run
 leaves a trace, a row an evaluated step of the validation curve: every signal that a rule may stop by, among them the
 held-out loss on the first half of the validation texts, and ``judge``, that on the other half, which no rule reads. A
 run that has a trace is not repeated, an interrupted one is taken up again.
@@ -20,7 +22,9 @@ from common import RESULTS, ROOT, require_recipe
 from stablerank.dynamics.overfitting import Course, ranks_at
 from stablerank.evaluation.losses import preference_loss, text_loss
 from stablerank.evaluation.statistics import Interval
+from stablerank.runs.atomic import write_text
 from stablerank.runs.folder import RunFolder
+from stablerank.tasks.arithmetic import problems, slipped
 from stablerank.training.recipe import load_recipe
 from stablerank.training.session import resume, start
 
@@ -28,7 +32,10 @@ TRACES = RESULTS / "overfitting_traces.json"
 STUDY = "studies/overfitting-signature"
 RHYTHM = ["geometry.every=6", "evaluation.every=6", "evaluation.curve_examples=64"]
 STEPS = {"clm": 120, "dpo": 72}
-"""DPO is past its best at step 6 to 12 at the usual rate, and a step of it costs twice as much."""
+"""DPO is past its best sooner, and a step of it costs twice as much."""
+ARITHMETIC = ROOT / "runs" / "arithmetic-pairs.jsonl"
+PAIRS = 1500
+"""A tenth each is set aside for validation and test; runs train on the first few of the rest."""
 BITFIT = "adapter={kind: bitfit, biases: added}"
 LLMBAR = "data.path=llmbar"
 
@@ -47,6 +54,15 @@ CLM = {
     "random": ["data.random_labels=true"],
 }
 DPO = {
+    "usual": [rate(3e-4)],
+    "slow": [rate(5e-5)],
+    "fast": [rate(1e-3)],
+    "more": ["data.limit=256", rate(3e-4)],
+    "rank-1": ["adapter.r=1", "adapter.alpha=2", rate(1e-3)],
+    "bitfit": [BITFIT, rate(3e-3)],
+    "random": ["data.random_labels=true", rate(3e-4)],
+}
+STORIES_DPO = {
     "usual": [],
     "slow": [rate(1e-5)],
     "fast": [rate(1e-3)],
@@ -55,31 +71,41 @@ DPO = {
     "bitfit": [BITFIT, rate(1e-3)],
     "random": ["data.random_labels=true"],
 }
+ON_ARITHMETIC = [f"data={{kind: pairs, path: '{ARITHMETIC}', limit: 16}}", "evaluation.split=test"]
 SETTINGS = {
-    f"{objective}-{name}": (objective, overrides)
-    for objective, arms in (("clm", CLM), ("dpo", DPO))
-    for name, overrides in arms.items()
+    **{f"clm-{name}": (f"{STUDY}/clm.yaml", overrides) for name, overrides in CLM.items()},
+    **{f"dpo-{name}": ("recipes/dpo.yaml", [*ON_ARITHMETIC, *overrides]) for name, overrides in DPO.items()},
 }
 SHIFTED = {
-    f"{name}-llmbar": (SETTINGS[name][0], [*SETTINGS[name][1], LLMBAR])
-    for name in ("clm-usual", "clm-slow", "clm-bitfit", "dpo-usual", "dpo-fast", "dpo-bitfit")
+    **{f"clm-{name}-llmbar": (f"{STUDY}/clm.yaml", [*CLM[name], LLMBAR]) for name in ("usual", "slow", "bitfit")},
+    **{
+        f"dpo-{name}-llmbar": (f"{STUDY}/dpo.yaml", [*STORIES_DPO[name], LLMBAR])
+        for name in ("usual", "fast", "bitfit")
+    },
+    **{f"dpo-{name}-gsm8k": (f"{STUDY}/dpo.yaml", overrides) for name, overrides in STORIES_DPO.items()},
 }
 SEEDS = {"chosen": (941, 942), "judged": (951, 952), "shifted": (953, 954)}
 """Rules are chosen on the first part alone."""
 
 
 def trained(setting: str, seed: int, work: Path) -> RunFolder:
-    objective, overrides = {**SETTINGS, **SHIFTED}[setting]
+    spec, overrides = {**SETTINGS, **SHIFTED}[setting]
     folder = RunFolder(work / f"{setting}-{seed}")
-    length = [f"trainer.{key}={STEPS[objective]}" for key in ("max_steps", "save_steps")]
+    length = [f"trainer.{key}={STEPS[setting[:3]]}" for key in ("max_steps", "save_steps")]
     asked = [*overrides, *RHYTHM, *length, f"seed={seed}", f"output={folder.path}"]
-    spec = f"{STUDY}/{objective}.yaml"
     require_recipe(folder.path, spec, asked[:-1])
     if folder.is_complete():
         return folder
     if (folder.path / "manifest.json").exists():
         return resume(folder.path)
     return start(load_recipe(ROOT / spec, asked), overrides=asked)
+
+
+def write_pairs() -> None:
+    """Chains of arithmetic, each right one beside the same with a step wrong and carried on."""
+    rows = [{"prompt": p.prompt, "chosen": p.solution, "rejected": slipped(p)} for p in problems("train", PAIRS)]
+    ARITHMETIC.parent.mkdir(parents=True, exist_ok=True)
+    write_text(ARITHMETIC, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def trace(folder: RunFolder) -> list[dict[str, Any]]:
@@ -150,6 +176,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=list(SEEDS), metavar="PART", help=f"of {', '.join(SEEDS)}")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "overfitting", help="where the run folders go")
     arguments = parser.parse_args()
+    write_pairs()
     for part in arguments.parts:
         for seed in SEEDS[part]:
             for setting in SHIFTED if part == "shifted" else SETTINGS:
