@@ -32,9 +32,21 @@ from stablerank.dynamics.overfitting_signals import RANKS, SIGNALS
 from stablerank.dynamics.stopping import RULES, Direction, Reading, StopRule, readings, recorded_rules, regret, rule_of
 from stablerank.runs.atomic import write_json
 
+Readings = tuple[tuple[Reading, Direction], ...]
 OBJECTIVES = ("clm", "dpo")
-READINGS: tuple[Reading, ...] = ("value", "ratio", "fall", "rise")
-SIDES: tuple[Direction, ...] = ("above", "below")
+RANK: Readings = (("ratio", "below"), ("ratio", "above"), ("fall", "above"), ("rise", "above"))
+READINGS: dict[str, Readings] = {
+    "step": (("value", "above"),),
+    "held_out": (("rise", "above"),),
+    "train": (("ratio", "below"),),
+    "kl": (("value", "above"),),
+    "grad_norm": RANK,
+    "update_rank": RANK,
+    "update_norm": (("ratio", "above"),),
+    "effect_rank": RANK,
+    "effect_norm": (("value", "above"),),
+}
+"""Only what can mean the same on another model: no plain losses, ranks or norms."""
 PATIENCE = (1, 2, 3)
 THRESHOLDS = 60
 """At most so many of each reading, evenly spread over what was read."""
@@ -68,14 +80,13 @@ def best_checkpoint(run: Run) -> float:
 
 
 def candidates(signal: str, runs: Sequence[Run]) -> Iterable[StopRule]:
-    for reading in READINGS if signal != "step" else ("value",):
+    for reading, side in READINGS[signal]:
         read = np.concatenate([readings(signal, reading, run["rows"]) for run in runs])
         known = np.unique(read[np.isfinite(read)])
         middles = (known[1:] + known[:-1]) / 2
         places = np.unique(np.linspace(0, len(middles) - 1, THRESHOLDS).astype(int)) if len(middles) else []
-        for side in SIDES:
-            for patience in PATIENCE:
-                yield from (StopRule(signal, reading, side, float(f"{middles[at]:.5g}"), patience) for at in places)
+        for patience in PATIENCE:
+            yield from (StopRule(signal, reading, side, float(f"{middles[at]:.5g}"), patience) for at in places)
 
 
 def chosen(signal: str, runs: Sequence[Run]) -> StopRule:
