@@ -27,6 +27,7 @@ def compress(
     rank: Annotated[int | None, typer.Option(help="Cut each update to so many directions first.")] = None,
     energy: Annotated[float | None, typer.Option(help="Cut to this share of the squared singular values.")] = None,
     entropy: Annotated[bool, typer.Option(help="Write codes by zstd where that is shorter.")] = True,
+    sine: Annotated[bool, typer.Option("--sine", help="Put the best sine on a LoRA, after its training.")] = False,
     base: Annotated[str | None, typer.Option(help="Where the base is, if not where the adapter says.")] = None,
     measure: Annotated[bool, typer.Option(help="Measure what each update lost.")] = True,
     expand: Annotated[bool, typer.Option("--expand", help="Write a compressed file as a plain PEFT folder.")] = False,
@@ -50,7 +51,7 @@ def compress(
         found = run_expand(adapter, out)
         print(f"{len(found.tensors)} tensors of an adapter of {found.base or 'an unnamed base'} written to {out}")
         return
-    spec = CompressionSpec(method, bits, _group(group), rank, energy, entropy)
+    spec = CompressionSpec(method, bits, _group(group), rank, energy, entropy, sine)
     with Console(stderr=True).status("compressing"):
         done = run(adapter, out, spec, base=base, measure=measure)
     print(_json(done) if json else _text(done))
@@ -76,6 +77,12 @@ def _text(done: "Compressed") -> str:
         f"header {account.header:,}",
         f"base {done.base or 'without a name'}, {'fingerprint kept' if done.fingerprint else 'not looked at'}",
     ]
+    if done.frequency is not None:
+        best = done.frequency.best
+        lines.append(
+            f"sine omega {best.omega:.3g}, gain {best.gain:.3g}: error {100 * best.error:.2f} %, "
+            f"without a sine {100 * done.frequency.linear:.2f} %"
+        )
     if done.losses:
         found = summary(done.losses)
         lines.append(
@@ -100,6 +107,7 @@ def _json(done: "Compressed") -> str:
         "share": done.account.share,
         "base": done.base,
         "base_fingerprint": done.fingerprint or None,
+        "frequency": None if done.frequency is None else asdict(done.frequency.best),
         "losses": losses,
     }
     return json_module.dumps(facts, indent=2, allow_nan=False)

@@ -29,6 +29,7 @@ from stablerank.compression.base_print import folder_print, model_print
 from stablerank.compression.container import Account, Container, read_container, write_container
 from stablerank.compression.distortion import UpdateLoss, update_losses
 from stablerank.compression.factors import is_factor, modules, require_lora
+from stablerank.compression.frequency import FrequencySearch, search_frequency, with_sine
 from stablerank.compression.spec import FULL, CompressionSpec
 from stablerank.compression.tensors import EncodedTensor, decode_tensor, encode_tensor
 from stablerank.compression.truncation import truncated
@@ -52,6 +53,8 @@ class Compressed:
     """One a module; empty where it was not measured."""
     base: str
     fingerprint: str
+    frequency: FrequencySearch | None = None
+    """Where a sine was put on a LoRA."""
 
 
 def compress(
@@ -80,9 +83,12 @@ def compress(
     config, tensors = read_adapter(adapter)
     encoded, config_after = encode_adapter(config, tensors, spec)
     fingerprint = folder_print(base or str(config.get("base_model_name_or_path") or ""), modules(tensors))
+    after = {part.record.name: decode_tensor(part.record, part.payload, part.side) for part in encoded}
+    frequency = search_frequency(config, tensors, after) if spec.sine else None
+    if frequency is not None:
+        config_after = with_sine(config_after, frequency.best)
     losses: tuple[UpdateLoss, ...] = ()
     if measure:
-        after = {part.record.name: decode_tensor(part.record, part.payload, part.side) for part in encoded}
         losses = tuple(update_losses(config, tensors, after, config_after))
     try:
         parts = write_container(out, config_after, encoded, fingerprint)
@@ -90,7 +96,8 @@ def compress(
         raise RunFolderError(f"{out} cannot be written ({error.strerror}); choose another file.") from error
     values = sum(tensor.numel() for tensor in tensors.values())
     account = Account(parts["payload"], parts["side"], parts["index"], parts["header"], fp16_bytes(tensors), values)
-    return Compressed(out, spec, account, losses, str(config.get("base_model_name_or_path") or ""), fingerprint)
+    named = str(config.get("base_model_name_or_path") or "")
+    return Compressed(out, spec, account, losses, named, fingerprint, frequency)
 
 
 def load_compressed(

@@ -35,6 +35,8 @@ class CompressionSpec:
     """Keep the fewest directions with this share of the squared singular values."""
     entropy: bool = True
     """Write codes by zstd where that is shorter."""
+    sine: bool = False
+    """Put the sine on a LoRA that gives its update back best (frequency.py)."""
 
     def __post_init__(self) -> None:
         """Fill in the bits, then check."""
