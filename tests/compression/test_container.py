@@ -180,3 +180,11 @@ def test_integers_are_refused():
     tensors = {"m.lora_A.weight": torch.ones(2, 3, dtype=torch.int8), "m.lora_B.weight": torch.ones(3, 2)}
     with pytest.raises(ModelError, match=r"torch\.int8"):
         encode_adapter({"peft_type": "LORA"}, tensors, CompressionSpec())
+
+
+def test_codebooks_that_cost_more_than_fp16_are_not_written():
+    tensor = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    spec = CompressionSpec(bits=4, group="row", entropy=False)
+    part = encode_tensor("x", tensor, spec)
+    assert (part.record.method, part.record.bits, len(part.payload), part.side) == ("fp16", 16, 2 * 320, b"")
+    assert encode_tensor("x", tensor.mT.contiguous(), spec).record.method == "kmeans"

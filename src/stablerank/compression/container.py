@@ -127,7 +127,7 @@ def is_container(file: Path) -> bool:
         return False
 
 
-def _opened(file: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _opened(file: Path) -> tuple[dict[str, Any], dict[str, memoryview]]:
     try:
         with safe_open(file, framework="numpy") as opened:
             if FORMAT not in (opened.metadata() or {}):
@@ -138,12 +138,12 @@ def _opened(file: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                     f"{file} is of version {metadata.get('version')!r} of the format, and this library reads "
                     f"{VERSION}; update stablerank."
                 )
-            return metadata, {name: opened.get_tensor(name).tobytes() for name in _PARTS}
+            return metadata, {name: memoryview(opened.get_tensor(name)) for name in _PARTS}
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{file} cannot be read as safetensors ({error}); copy the file again.") from error
 
 
-def _index(file: Path, metadata: Mapping[str, Any], frame: bytes) -> dict[str, Any]:
+def _index(file: Path, metadata: Mapping[str, Any], frame: memoryview) -> dict[str, Any]:
     try:
         if checksum(frame) != metadata["index_xxh32"]:
             raise ValueError("its checksum does not fit its bytes")
@@ -153,7 +153,7 @@ def _index(file: Path, metadata: Mapping[str, Any], frame: bytes) -> dict[str, A
     return index
 
 
-def _decoded(file: Path, records: Sequence[Record], parts: Mapping[str, bytes]) -> dict[str, Tensor]:
+def _decoded(file: Path, records: Sequence[Record], parts: Mapping[str, memoryview]) -> dict[str, Tensor]:
     tensors = {}
     at = {"payload": 0, "side": 0}
     for record in records:

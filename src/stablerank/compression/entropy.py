@@ -33,7 +33,7 @@ def write_codes(codes_N: NDArray[np.uint8], bits: int, *, entropy: bool) -> tupl
     return layout, found[layout]
 
 
-def read_codes(layout: Layout, payload: bytes, bits: int, codes: int) -> NDArray[np.uint8]:
+def read_codes(layout: Layout, payload: bytes | memoryview, bits: int, codes: int) -> NDArray[np.uint8]:
     """What `write_codes` was given.
 
     Raises:
@@ -51,7 +51,7 @@ def compressed(plain: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=False).compress(plain)
 
 
-def expanded(frame: bytes, size: int) -> bytes:
+def expanded(frame: bytes | memoryview, size: int) -> bytes:
     """The content of a frame, at most ``size`` bytes of it.
 
     Raises:

@@ -5,7 +5,8 @@ Legend: G groups, N values of a group, S side numbers of a group.
 Contract: `decode_tensor` gives the same values on every machine, from the record and the bytes alone. A tensor is
 scaled by a power of two to magnitudes of at most 1, split into groups (the last one filled up by its last value),
 quantised, and its codes laid out by entropy.py. Side numbers are fp16. ``fp16`` has neither codes nor side numbers:
-the scaled values themselves are the payload.
+the scaled values themselves are the payload. A tensor whose codes and side numbers would take more than that (a
+codebook of 256 levels for 500 values) is written so whatever the method.
 
 Numerics: fp32 throughout; of the scaled values fp16 keeps 11 bits, down to 2^-14 of the largest. Values come back in
 the dtype that the tensor had.
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from stablerank.compression.entropy import LAYOUTS, Layout, compressed, expanded, read_codes, write_codes
 from stablerank.compression.quantisers.methods import QUANTISERS
-from stablerank.compression.spec import FULL, FULL_BITS, CompressionSpec, Group
+from stablerank.compression.spec import FULL, FULL_BITS, CompressionSpec, Group, Method
 from stablerank.errors import ModelError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -89,18 +90,20 @@ def encode_tensor(name: str, tensor: Tensor, spec: CompressionSpec) -> EncodedTe
         raise ModelError(f"Tensor {name} is of {tensor.dtype}; an adapter with numbers of floating point is wanted.")
     if not tensor.isfinite().all():
         raise ModelError(f"Tensor {name} holds numbers that are not finite; compress an adapter that works.")
-    method = spec.method if tensor.numel() else FULL
     exponent, scaled = _scaled(tensor)
-    if method == FULL:
-        layout, payload, side, bits = *_full(scaled, entropy=spec.entropy), b"", FULL_BITS
-    else:
-        layout, payload, side = _quantised(scaled, tensor, spec)
-        bits = spec.bits or FULL_BITS
+    method: Method = FULL
+    bits = FULL_BITS
+    layout, payload, side = _full(scaled, entropy=spec.entropy)
+    if spec.method != FULL and tensor.numel():
+        shorter = _quantised(scaled, tensor, spec)
+        if len(shorter[1]) + len(shorter[2]) < len(payload):
+            method, bits = spec.method, spec.bits or FULL_BITS
+            layout, payload, side = shorter
     fields = (_NAMES[tensor.dtype], tuple(tensor.shape), method, bits, spec.group, exponent, layout)
     return EncodedTensor(Record(name, *fields, len(payload), len(side), checksum(payload, side)), payload, side)
 
 
-def decode_tensor(record: Record, payload: bytes, side: bytes) -> Tensor:
+def decode_tensor(record: Record, payload: bytes | memoryview, side: bytes | memoryview) -> Tensor:
     """The tensor in its dtype.
 
     Raises:
@@ -125,7 +128,7 @@ def decode_tensor(record: Record, payload: bytes, side: bytes) -> Tensor:
     return torch.from_numpy(values.reshape(record.shape)).to(_DTYPES[record.dtype])
 
 
-def checksum(*parts: bytes) -> int:
+def checksum(*parts: bytes | memoryview) -> int:
     """xxh32 of bytes one after the other."""
     hasher = xxhash.xxh32()
     for part in parts:
@@ -142,10 +145,10 @@ def _scaled(tensor: Tensor) -> tuple[int, _Values]:
     return exponent, np.ldexp(values, -exponent)
 
 
-def _full(scaled: _Values, *, entropy: bool) -> tuple[Layout, bytes]:
+def _full(scaled: _Values, *, entropy: bool) -> tuple[Layout, bytes, bytes]:
     plain = scaled.astype("<f2").tobytes()
     shorter = compressed(plain) if entropy else plain
-    return ("packed+zstd", shorter) if len(shorter) < len(plain) else ("packed", plain)
+    return ("packed+zstd", shorter, b"") if len(shorter) < len(plain) else ("packed", plain, b"")
 
 
 def _quantised(scaled: _Values, tensor: Tensor, spec: CompressionSpec) -> tuple[Layout, bytes, bytes]:

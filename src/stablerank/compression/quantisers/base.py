@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Codes = NDArray[np.uint8]
 Side = NDArray[np.float16]
 Values = NDArray[np.float32]
+_BLOCK = 1 << 15
 
 
 class Quantiser(Protocol):
@@ -37,6 +38,16 @@ class Quantiser(Protocol):
 def divisor(scale_G1: Values) -> Values:
     """The scale, and 1 for a group of zeros."""
     return np.where(scale_G1 > 0, scale_G1, np.float32(1))
+
+
+def look_up(levels_L: Values, codes_GN: Codes) -> Values:
+    """The level of each code, in blocks, because `numpy.take` makes a 64-bit copy of what it is given."""
+    codes_N = codes_GN.reshape(-1)
+    values_N = np.empty(codes_N.shape, dtype=np.float32)
+    for start in range(0, len(codes_N), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        np.take(levels_L, codes_N[block], out=values_N[block], mode="clip")  # without `clip` it copies `out`
+    return values_N.reshape(codes_GN.shape)
 
 
 def nearest(values_N: Values, levels_L: Values) -> Codes:

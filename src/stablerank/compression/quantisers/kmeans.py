@@ -20,7 +20,7 @@ import ckwrap
 import numpy as np
 from numpy.typing import NDArray
 
-from stablerank.compression.quantisers.base import Codes, Side, Values, nearest
+from stablerank.compression.quantisers.base import Codes, Side, Values, look_up, nearest
 
 SKETCH = 1 << 13
 _ITERATIONS = 500
@@ -44,7 +44,7 @@ class KMeans:
     def decode(self, codes_GN: Codes, side_GS: Values, bits: int) -> Values:
         """Look levels up."""
         if len(side_GS) == 1:
-            return np.take(side_GS[0], codes_GN)
+            return look_up(side_GS[0], codes_GN)
         return np.take_along_axis(side_GS, codes_GN.astype(np.intp), axis=1)
 
 

@@ -8,7 +8,7 @@ Left out on purpose: other numbers of bits, which QLoRA does not define; double 
 import numpy as np
 from scipy.special import ndtri
 
-from stablerank.compression.quantisers.base import Codes, Side, Values, divisor, nearest
+from stablerank.compression.quantisers.base import Codes, Side, Values, divisor, look_up, nearest
 
 _OUTERMOST = 0.9677083
 """The probability of QLoRA's outermost level, the mean of those of the 15 and the 16 level code."""
@@ -39,6 +39,6 @@ class NormalFloat:
 
     def decode(self, codes_GN: Codes, side_GS: Values, bits: int) -> Values:
         """Level times magnitude."""
-        values_GN = np.take(levels(), codes_GN)
+        values_GN = look_up(levels(), codes_GN)
         values_GN *= side_GS
         return values_GN
