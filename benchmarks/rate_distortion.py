@@ -1,0 +1,198 @@
+"""What quality does each byte of an adapter buy? `python benchmarks/rate_distortion.py [--tune] [--task smollm2]`.
+
+``--tune`` first: rate of LoRA and DoRA, rate and omega of SineLoRA at each rank, one exploratory seed, validation, by
+the held-out loss at five bits of k-means. Then, without it: three fresh seeds of LoRA, DoRA and SineLoRA at those
+settings, and LoRA cut to a lower rank, by every method and number of bits, scored once on the test split. SineLoRA and
+LoRA are compared by the Bjontegaard delta (quality is minus the loss) a seed, with Student's interval over seeds, and
+the claim "SineLoRA of rank 8 at five bits is as good as LoRA in full precision" by the paired difference of the losses.
+Work goes on where it stopped. The figure is drawn once every run is there.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, print_table, write_results
+from rate_distortion_plot import draw
+from rate_distortion_runs import TASKS, Arm, Task, point, trained
+
+from stablerank.compression.spec import CompressionSpec
+from stablerank.evaluation.rate_distortion import Curve, SeedMean, delta_rate, seed_mean
+
+SEEDS, TUNING_SEED = (601, 602, 603), 11
+RANKS = (2, 8)
+CUT_TO = 2
+OMEGAS = (20.0, 50.0, 100.0, 200.0, 400.0, 800.0)
+RATES = (3e-4, 1e-3, 3e-3)
+SINE_STEP = 0.02
+"""Rate times omega of SineLoRA, which the step on its update is proportional to; tried at a third, once and thrice."""
+BY = (1 / 3, 1.0, 3.0)
+PUBLISHED = CompressionSpec("kmeans", 5)
+FULL = CompressionSpec("fp16")
+SPECS = [
+    FULL,
+    *(CompressionSpec("kmeans", bits) for bits in range(1, 9)),
+    *(CompressionSpec("affine", bits) for bits in range(1, 9)),
+    CompressionSpec("nf4", group=64),
+]
+Point = dict[str, Any]
+
+
+def candidates() -> Iterator[Arm]:
+    for rank in RANKS:
+        yield from (Arm(kind, rank, rate) for kind in ("lora", "dora") for rate in RATES)
+        yield from (Arm("sinelora", rank, SINE_STEP / omega * by, omega) for omega in OMEGAS for by in BY)
+
+
+def tune(task: Task, work: Path) -> dict[str, Any]:
+    """Every setting tried, and the best of each kind and rank."""
+    tried = []
+    for arm in candidates():
+        folder = trained(task, arm, TUNING_SEED, work)
+        full, five = (point(task, folder, spec, "validation") for spec in (FULL, PUBLISHED))
+        tried.append({**vars(arm), "full": full, "five_bits": five})
+        print(f"{task.name} {arm.name(TUNING_SEED)}: {full['loss']:.4f}, at five bits {five['loss']:.4f}", flush=True)
+        write_results(f"rate_distortion_tuning_{task.name}", settings(task), {"tried": tried, "chosen": chosen(tried)})
+    return {"tried": tried, "chosen": chosen(tried)}
+
+
+def chosen(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best of a kind and rank by the loss at five bits; of an omega, whether the grid goes on at both sides."""
+    best: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in tried:
+        key = one["kind"], one["rank"]
+        if math.isfinite(one["five_bits"]["loss"]) and (
+            key not in best or one["five_bits"]["loss"] < best[key]["five_bits"]["loss"]
+        ):
+            best[key] = one
+    return [
+        {
+            **{name: one[name] for name in ("kind", "rank", "rate", "omega")},
+            "interior": OMEGAS[0] < one["omega"] < OMEGAS[-1],
+        }
+        for one in best.values()
+    ]
+
+
+def measured(task: Task, arms: list[Arm], work: Path) -> Iterator[Point]:
+    for seed in SEEDS:
+        for arm in arms:
+            cuts = [None, CUT_TO] if arm.kind == "lora" and arm.rank > CUT_TO else [None]
+            folder = trained(task, arm, seed, work)
+            for cut in cuts:
+                for spec in SPECS:
+                    spec_cut = CompressionSpec(spec.method, spec.bits, spec.group, cut)
+                    yield {**vars(arm), "seed": seed, **point(task, folder, spec_cut, "test")}
+            print(f"{task.name} {arm.name(seed)}: done", flush=True)
+
+
+def series(one: Point) -> str:
+    cut = f" cut to {one['cut']}" if one["cut"] else ""
+    return f"{one['kind']} r={one['rank']}{cut} {one['method']}"
+
+
+def curve(points: list[Point], name: str, seed: int) -> Curve:
+    found = [one for one in points if series(one) == name and one["seed"] == seed]
+    return Curve(tuple(one["bytes"] for one in found), tuple(-one["loss"] for one in found))
+
+
+def deltas(points: list[Point]) -> list[dict[str, Any]]:
+    """Bytes of each series of several bits at equal loss, against LoRA of rank 8 by k-means."""
+    anchor = "lora r=8 kmeans"
+    names = [name for name in dict.fromkeys(map(series, points)) if not name.endswith(("nf4", "fp16"))]
+    rows = []
+    for name in names:
+        found = [delta_rate(curve(points, anchor, seed), curve(points, name, seed)) for seed in seeds(points)]
+        rows.append(
+            {
+                "anchor": anchor,
+                "test": name,
+                "rate": interval(seed_mean([delta.value for delta in found])),
+                "status": [delta.status for delta in found],
+                "overlap": [delta.overlap for delta in found],
+                "dropped": [delta.dropped for delta in found],
+            }
+        )
+    return rows
+
+
+def claims(points: list[Point]) -> list[dict[str, Any]]:
+    """Loss of SineLoRA at five bits less that of LoRA in full precision, a rank; the control is LoRA at five bits."""
+    rows = []
+    for rank in RANKS:
+        for kind in ("sinelora", "lora"):
+            tests = [loss(points, seed, kind, rank, PUBLISHED) for seed in seeds(points)]
+            anchors = [loss(points, seed, "lora", rank, FULL) for seed in seeds(points)]
+            found = seed_mean([test - anchor for test, anchor in zip(tests, anchors, strict=True)])
+            rows.append(
+                {"rank": rank, "test": f"{kind} at 5 bits", "difference": interval(found), "verdict": verdict(found)}
+            )
+    return rows
+
+
+def loss(points: list[Point], seed: int, kind: str, rank: int, spec: CompressionSpec) -> float:
+    key = (seed, kind, rank, None, spec.method, spec.bits)
+    names = ("seed", "kind", "rank", "cut", "method", "bits")
+    (found,) = [one for one in points if tuple(one[name] for name in names) == key]
+    return float(found["loss"])
+
+
+def verdict(difference: SeedMean) -> str:
+    """A lower loss is better."""
+    if difference.high <= 0:
+        return "confirmed"
+    return "falsified" if difference.low > 0 else "inconclusive"
+
+
+def interval(mean: SeedMean) -> dict[str, Any]:
+    return {name: value if math.isfinite(value) else None for name, value in vars(mean).items()}
+
+
+def seeds(points: list[Point]) -> list[int]:
+    return list(dict.fromkeys(one["seed"] for one in points))
+
+
+def settings(task: Task) -> dict[str, Any]:
+    grids = {
+        "seeds": SEEDS,
+        "tuning_seed": TUNING_SEED,
+        "ranks": RANKS,
+        "omegas": OMEGAS,
+        "rates": RATES,
+        "cut": CUT_TO,
+    }
+    return {**vars(task), **grids, "sine_step": SINE_STEP, "by": BY}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="arithmetic")
+    parser.add_argument("--tune", action="store_true", help="try rates and frequencies on validation and stop")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rate-distortion")
+    arguments = parser.parse_args()
+
+    task, work = TASKS[arguments.task], arguments.work.resolve()
+    tuned = tune(task, work)
+    if arguments.tune:
+        rows = [(one["kind"], str(one["rank"]), f"{one['rate']:.2g}", f"{one['omega']:g}") for one in tuned["chosen"]]
+        print_table("chosen on validation", ("kind", "rank", "rate", "omega"), rows)
+        return
+    arms = [Arm(one["kind"], one["rank"], one["rate"], one["omega"]) for one in tuned["chosen"]]
+    points: list[Point] = []
+    for one in measured(task, arms, work):
+        points.append(one)
+        if len(points) % len(SPECS) == 0:
+            write_results(f"rate_distortion_{task.name}", settings(task), {"points": points})
+    results = {"points": points, "deltas": deltas(points), "claims": claims(points)}
+    write_results(f"rate_distortion_{task.name}", settings(task), results)
+    draw(results, tuned, ROOT / "docs" / f"compression-{task.name}.png")
+    if not all(one["within_bounds"] for one in points):
+        raise SystemExit("a stable rank left its bounds")
+    shown = [(row["test"], str(row["rate"]["value"]), str(row["status"])) for row in results["deltas"]]
+    print_table("bytes at equal loss, less one", ("series", "delta", "status"), shown)
+
+
+if __name__ == "__main__":
+    main()
