@@ -173,7 +173,7 @@ def quality(task: Task, model: Any, split: str) -> dict[str, float]:
     if not task.problems:
         return {"loss": loss}
     problems = ArithmeticSpec(kind="arithmetic").held_out_rows(split, task.problems)
-    reward = MathVerifySpec(kind="math_verify").build()
+    reward = MathVerifySpec(kind="math_verify").build(tokenizer(task))
     held_out = evaluate_policy(model, tokenizer(task), problems, reward, max_new_tokens=80)
     return {"loss": loss, "pass_at_1": held_out.interval.value}
 

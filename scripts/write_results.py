@@ -16,6 +16,7 @@ import alarm_tables
 import bestofn_tables
 import chain_tables
 import collapse_tables
+import compression_tables
 import correlates_tables
 import diagnosis_tables
 import diversity_tables
@@ -275,6 +276,12 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "collapse_chain_order": chain_tables.order,
     "collapse_chain_pairs": chain_tables.pairs,
     "collapse_chain_rules": chain_tables.rules,
+    "compress_speed": compression_tables.compress_speed,
+    "compress_points": compression_tables.compress_points,
+    "compress_deltas": compression_tables.compress_deltas,
+    "compress_claims": compression_tables.compress_claims,
+    "compress_omegas": compression_tables.compress_omegas,
+    "compress_chosen": compression_tables.compress_chosen,
     "correlates": correlates_tables.correlates,
     "correlates_all": correlates_tables.correlates_all,
     "interventions": correlates_tables.interventions,
