@@ -22,13 +22,9 @@ from stablerank.compression.spec import CompressionSpec
 from stablerank.evaluation.rate_distortion import Curve, SeedMean, delta_rate, seed_mean
 
 SEEDS, TUNING_SEED = (601, 602, 603), 11
-RANKS = (2, 8)
 CUT_TO = 2
-OMEGAS = (20.0, 50.0, 100.0, 200.0, 400.0, 800.0)
-RATES = (3e-4, 1e-3, 3e-3)
 SINE_STEP = 0.02
-"""Rate times omega of SineLoRA, which the step on its update is proportional to; tried at a third, once and thrice."""
-BY = (1 / 3, 1.0, 3.0)
+"""Rate times omega of SineLoRA, which the step on its update is proportional to; tried by the task's factors."""
 PUBLISHED = CompressionSpec("kmeans", 5)
 FULL = CompressionSpec("fp16")
 SPECS = [
@@ -40,25 +36,27 @@ SPECS = [
 Point = dict[str, Any]
 
 
-def candidates() -> Iterator[Arm]:
-    for rank in RANKS:
-        yield from (Arm(kind, rank, rate) for kind in ("lora", "dora") for rate in RATES)
-        yield from (Arm("sinelora", rank, SINE_STEP / omega * by, omega) for omega in OMEGAS for by in BY)
+def candidates(task: Task) -> Iterator[Arm]:
+    for rank in task.ranks:
+        yield from (Arm(kind, rank, rate) for kind in ("lora", "dora") for rate in task.rates)
+        yield from (Arm("sinelora", rank, SINE_STEP / omega * by, omega) for omega in task.omegas for by in task.by)
 
 
 def tune(task: Task, work: Path) -> dict[str, Any]:
     """Every setting tried, and the best of each kind and rank."""
     tried = []
-    for arm in candidates():
+    for arm in candidates(task):
         folder = trained(task, arm, TUNING_SEED, work)
         full, five = (point(task, folder, spec, "validation") for spec in (FULL, PUBLISHED))
         tried.append({**vars(arm), "full": full, "five_bits": five})
         print(f"{task.name} {arm.name(TUNING_SEED)}: {full['loss']:.4f}, at five bits {five['loss']:.4f}", flush=True)
-        write_results(f"rate_distortion_tuning_{task.name}", settings(task), {"tried": tried, "chosen": chosen(tried)})
-    return {"tried": tried, "chosen": chosen(tried)}
+        write_results(
+            f"rate_distortion_tuning_{task.name}", settings(task), {"tried": tried, "chosen": chosen(task, tried)}
+        )
+    return {"tried": tried, "chosen": chosen(task, tried)}
 
 
-def chosen(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def chosen(task: Task, tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best of a kind and rank by the loss at five bits; of an omega, whether the grid goes on at both sides."""
     best: dict[tuple[str, int], dict[str, Any]] = {}
     for one in tried:
@@ -70,7 +68,7 @@ def chosen(tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             **{name: one[name] for name in ("kind", "rank", "rate", "omega")},
-            "interior": OMEGAS[0] < one["omega"] < OMEGAS[-1],
+            "interior": task.omegas[0] < one["omega"] < task.omegas[-1],
         }
         for one in best.values()
     ]
@@ -118,10 +116,10 @@ def deltas(points: list[Point]) -> list[dict[str, Any]]:
     return rows
 
 
-def claims(points: list[Point]) -> list[dict[str, Any]]:
+def claims(task: Task, points: list[Point]) -> list[dict[str, Any]]:
     """Loss of SineLoRA at five bits less that of LoRA in full precision, a rank; the control is LoRA at five bits."""
     rows = []
-    for rank in RANKS:
+    for rank in task.ranks:
         for kind in ("sinelora", "lora"):
             tests = [loss(points, seed, kind, rank, PUBLISHED) for seed in seeds(points)]
             anchors = [loss(points, seed, "lora", rank, FULL) for seed in seeds(points)]
@@ -155,15 +153,7 @@ def seeds(points: list[Point]) -> list[int]:
 
 
 def settings(task: Task) -> dict[str, Any]:
-    grids = {
-        "seeds": SEEDS,
-        "tuning_seed": TUNING_SEED,
-        "ranks": RANKS,
-        "omegas": OMEGAS,
-        "rates": RATES,
-        "cut": CUT_TO,
-    }
-    return {**vars(task), **grids, "sine_step": SINE_STEP, "by": BY}
+    return {**vars(task), "seeds": SEEDS, "tuning_seed": TUNING_SEED, "cut": CUT_TO, "sine_step": SINE_STEP}
 
 
 def main() -> None:
@@ -185,7 +175,7 @@ def main() -> None:
         points.append(one)
         if len(points) % len(SPECS) == 0:
             write_results(f"rate_distortion_{task.name}", settings(task), {"points": points})
-    results = {"points": points, "deltas": deltas(points), "claims": claims(points)}
+    results = {"points": points, "deltas": deltas(points), "claims": claims(task, points)}
     write_results(f"rate_distortion_{task.name}", settings(task), results)
     draw(results, tuned, ROOT / "docs" / f"compression-{task.name}.png")
     if not all(one["within_bounds"] for one in points):

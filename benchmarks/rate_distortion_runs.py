@@ -48,11 +48,41 @@ class Task:
     problems: int
     """For pass@1; 0 for none."""
     longest: int
+    ranks: tuple[int, ...]
+    rates: tuple[float, ...]
+    """Learning rates tried for LoRA and DoRA."""
+    omegas: tuple[float, ...]
+    by: tuple[float, ...]
+    """Factors tried on SineLoRA's rate."""
 
 
 TASKS = {
-    "arithmetic": Task("arithmetic", "zoo:arith-student", 60, 64, 512, 600, 128),
-    "smollm2": Task("smollm2", "zoo:smollm2-135m-instruct", 40, 8, 64, 0, 320),
+    "arithmetic": Task(
+        "arithmetic",
+        "zoo:arith-student",
+        steps=60,
+        batch=64,
+        examples=512,
+        problems=600,
+        longest=128,
+        ranks=(2, 8),
+        rates=(3e-4, 1e-3, 3e-3),
+        omegas=(20.0, 50.0, 100.0, 200.0, 400.0, 800.0),
+        by=(1 / 3, 1.0, 3.0),
+    ),
+    "smollm2": Task(
+        "smollm2",
+        "zoo:smollm2-135m-instruct",
+        steps=40,
+        batch=8,
+        examples=64,
+        problems=0,
+        longest=320,
+        ranks=(8,),
+        rates=(3e-4, 1e-3),
+        omegas=(50.0, 200.0, 800.0),
+        by=(1 / 3, 1.0),
+    ),
 }
 
 

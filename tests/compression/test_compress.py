@@ -7,12 +7,14 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, Qwen3ForCausalLM
 
 import stablerank
 from stablerank.adapters.export import base_fingerprint
+from stablerank.compression.base_print import folder_print, model_print
 from stablerank.compression.compress import compress, encode_adapter, expand, load_compressed, read_adapter
 from stablerank.compression.container import read_container
+from stablerank.compression.factors import modules
 from stablerank.compression.losses import summary
 from stablerank.compression.spec import CompressionSpec
 from stablerank.errors import ModelError, RecipeError, RunFolderError
@@ -100,6 +102,16 @@ def test_the_base_is_known_by_its_weights(adapters, load, tmp_path):
     other.model.layers[1].mlp.up_proj.weight.data[0, 0] += 1
     with pytest.raises(ModelError, match="weights of this model differ"):
         load_compressed(tmp_path / "small", other)
+
+
+def test_a_quantised_base_is_taken_on_trust(base_folder, adapters):
+    _, tensors = read_adapter(adapters("lora")[1])
+    names = modules(tensors)
+    quantised = Qwen3ForCausalLM.from_pretrained(base_folder)
+    assert model_print(quantised, names) == folder_print(str(base_folder), names) != ""
+    layer = quantised.model.layers[0].mlp.up_proj
+    layer.weight = nn.Parameter(layer.weight.data.to(torch.uint8), requires_grad=False)
+    assert model_print(quantised, names) == ""
 
 
 def test_a_base_that_cannot_be_looked_at_is_no_error(adapters, load, tmp_path):

@@ -30,10 +30,10 @@ def folder_print(base: str, modules: Collection[str]) -> str:
 
 
 def model_print(model: nn.Module, modules: Collection[str]) -> str:
-    """Of a model in memory; empty if it lacks one of the modules."""
+    """Of a model in memory; empty if it lacks one of the modules, or has quantised them, which changes their values."""
     held = dict(model.named_parameters(remove_duplicate=False))
     names = [module.removeprefix(PREFIX) for module in modules]
-    if any(f"{name}.weight" not in held for name in names):
+    if any(f"{name}.weight" not in held or not held[f"{name}.weight"].is_floating_point() for name in names):
         return ""
     return fingerprint((name, held[f"{name}.weight"].detach()) for name in names)
 

@@ -87,9 +87,7 @@ def compress(
     frequency = search_frequency(config, tensors, after) if spec.sine else None
     if frequency is not None:
         config_after = with_sine(config_after, frequency.best)
-    losses: tuple[UpdateLoss, ...] = ()
-    if measure:
-        losses = tuple(update_losses(config, tensors, after, config_after))
+    losses = tuple(update_losses(config, tensors, after, config_after)) if measure else ()
     try:
         parts = write_container(out, config_after, encoded, fingerprint)
     except OSError as error:
