@@ -50,10 +50,9 @@ def tune(task: Task, work: Path) -> dict[str, Any]:
         full, five = (point(task, folder, spec, "validation") for spec in (FULL, PUBLISHED))
         tried.append({**vars(arm), "full": full, "five_bits": five})
         print(f"{task.name} {arm.name(TUNING_SEED)}: {full['loss']:.4f}, at five bits {five['loss']:.4f}", flush=True)
-        write_results(
-            f"rate_distortion_tuning_{task.name}", settings(task), {"tried": tried, "chosen": chosen(task, tried)}
-        )
-    return {"tried": tried, "chosen": chosen(task, tried)}
+        found = {"tried": tried, "chosen": chosen(task, tried)}
+        write_results(f"rate_distortion_tuning_{task.name}", settings(task), found)
+    return found
 
 
 def chosen(task: Task, tried: list[dict[str, Any]]) -> list[dict[str, Any]]:

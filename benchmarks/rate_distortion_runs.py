@@ -179,7 +179,8 @@ def point(task: Task, folder: Path, spec: CompressionSpec, split: str) -> dict[s
         "lower": statistics.median(loss.lower for loss in written.losses),
         "upper": statistics.median(loss.upper for loss in written.losses),
     }
-    model = load_compressed(file, base(task)).eval()
+    # Merged, because a sine is computed anew in every forward.
+    model = load_compressed(file, base(task)).merge_and_unload().eval()
     found = {
         "method": spec.method,
         "bits": spec.bits,
