@@ -44,13 +44,14 @@ def compress_points(task: str) -> str:
             f"{fmean(one['loss'] for one in found):.4f} ({_range(one['loss'] for one in found)})",
             f"{100 * fmean(one['pass_at_1'] for one in found):.1f} %" if "pass_at_1" in found[0] else "",
             f"{100 * fmean(one['median_error'] for one in found):.1f} %",
+            f"{fmean(one['median_norm_ratio'] for one in found):.3f}",
             f"{fmean(one['stable_rank_before'] for one in found):.2f}",
             f"{fmean(one['stable_rank_after'] for one in found):.2f}",
         ]
         for (kind, rank, cut, method, bits), found in groups.items()
     ]
-    header = "adapter | method | bits | file | held-out loss | pass@1 | error of an update | stable rank before | after"
-    return table(header, rows)
+    measures = "held-out loss | pass@1 | error of an update | its size | stable rank before | after"
+    return table(f"adapter | method | bits | file | {measures}", rows)
 
 
 def compress_deltas(task: str) -> str:

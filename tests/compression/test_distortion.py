@@ -43,6 +43,7 @@ def test_losses_are_those_of_dense_matrices(family, spec, adapters):
         assert loss.error == pytest.approx(
             np.linalg.norm(after_OI - before_OI) / np.linalg.norm(before_OI), rel=1e-3, abs=1e-5
         )
+        assert loss.norm_ratio == pytest.approx(np.linalg.norm(after_OI) / np.linalg.norm(before_OI), rel=1e-3)
         assert loss.stable_rank_before == pytest.approx(stable_rank(before_OI), rel=2e-3)
         assert loss.stable_rank_after == pytest.approx(stable_rank(after_OI), rel=2e-3)
         assert loss.lower * (1 - 1e-9) <= loss.stable_rank_after <= loss.upper * (1 + 1e-9)

@@ -85,10 +85,12 @@ def _text(done: "Compressed") -> str:
         )
     if done.losses:
         found = summary(done.losses)
-        lines.append(
+        lines += [
             f"error of an update: median {100 * found.median_error:.2g} %, largest {100 * found.largest_error:.2g} % "
-            f"({found.worst}); stable rank {found.stable_rank_before:.2f} -> {found.stable_rank_after:.2f} (medians)"
-        )
+            f"({found.worst})",
+            f"size of an update {found.median_norm_ratio:.3f} of what it was, stable rank "
+            f"{found.stable_rank_before:.2f} -> {found.stable_rank_after:.2f} (medians)",
+        ]
     loading = f'model = stablerank.load_compressed("{done.file}")'
     return "\n".join([*lines, "", "import stablerank", loading])
 

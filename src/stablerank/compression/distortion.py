@@ -37,6 +37,8 @@ class UpdateLoss:
     module: str
     error: float
     """``||E||_F / ||W||_F``."""
+    norm_ratio: float
+    """``||Q||_F / ||W||_F``: below 1 where compression shrinks the update, as means of values do."""
     stable_rank_before: float
     stable_rank_after: float
     lower: float
@@ -91,8 +93,9 @@ def _loss(module: str, before: Top, after: Top, error: Top) -> UpdateLoss:
     fro, spectral = before.frobenius_norm(), before.spectral_norm()
     error_fro, error_spectral = error.frobenius_norm(), error.spectral_norm()
     if not fro.value > 0:
-        return UpdateLoss(module, *[math.nan] * 5)
+        return UpdateLoss(module, *[math.nan] * 6)
     lower, _ = stable_rank_bounds(fro.lower, spectral.upper, error_fro.upper, error_spectral.upper)
     _, upper = stable_rank_bounds(fro.upper, spectral.lower, error_fro.upper, error_spectral.upper)
     ranks = before.stable_rank().value, after.stable_rank().value
-    return UpdateLoss(module, error_fro.value / fro.value, *ranks, lower, upper)
+    ratios = error_fro.value / fro.value, after.frobenius_norm().value / fro.value
+    return UpdateLoss(module, *ratios, *ranks, lower, upper)
