@@ -62,7 +62,9 @@ _UNIT = 2.0**-53
 class ActivationRecorder:
     """Gram matrices of module inputs, made by :func:`record_activations`."""
 
-    def __init__(self, modules: dict[str, nn.Module], token_set: TokenSet, max_features: int) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], token_set: TokenSet, max_features: int, *, with_grad_only: bool = False
+    ) -> None:
         """``features`` holds the D (or V) of every module, ``refused`` a sentence for every module left out."""
         self.token_set = token_set
         self.features = {name: _features(module) for name, module in modules.items()}
@@ -71,7 +73,7 @@ class ActivationRecorder:
             for name, module in modules.items()
             if isinstance(module, LINEAR) and self.features[name] > max_features
         }
-        self._modules = modules
+        self._modules, self._with_grad_only = modules, with_grad_only
         self._mask: Tensor | None = None
         self._has_mask = False
         self._sums = self._empty_sums()
@@ -100,10 +102,9 @@ class ActivationRecorder:
             estimate, null, tokens = measured[part], part.null() if part.tokens else NO_NULL, part.tokens
         return geometry_row(row_name(name), "activation", "stable_rank", estimate, null, moment, tokens=tokens)
 
-    @torch.no_grad()
     def observe(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The forward pre-hook of one module."""
-        if name in self.refused or in_backward():
+        if name in self.refused or in_backward() or (self._with_grad_only and not torch.is_grad_enabled()):
             return
         if not self._has_mask:
             raise DataError(
@@ -111,7 +112,8 @@ class ActivationRecorder:
                 "the forward pass, or `recorder.mask(None)` to count every token."
             )
         values = first_input(args, kwargs)
-        grown = self._sums[name].plus(values, self._mask)
+        with torch.no_grad():
+            grown = self._sums[name].plus(values, self._mask)
         if grown is None:
             self.refused[name] = misaligned(values, self._mask)
         else:
@@ -133,6 +135,7 @@ def record_activations(
     *,
     token_set: TokenSet = "all_nonpad",
     max_features: int = 8192,
+    with_grad_only: bool = False,
 ) -> Iterator[ActivationRecorder]:
     """Record the inputs of a model's layers while the block runs.
 
@@ -144,12 +147,14 @@ def record_activations(
             the rows: every token that is not padding, or those that carry loss.
         max_features: linear layers with more input features are refused; a Gram matrix takes 8 D^2 bytes, which is
             512 MiB at the default.
+        with_grad_only: pass over forward passes under ``no_grad``, such as those that generate.
 
     Raises:
         ModelError: no module matches.
     """
     kinds = LINEAR if modules is None else (*LINEAR, nn.Embedding)
-    recorder = ActivationRecorder(choose(model, kinds, modules or ""), token_set, max_features)
+    chosen = choose(model, kinds, modules or "")
+    recorder = ActivationRecorder(chosen, token_set, max_features, with_grad_only=with_grad_only)
     with ExitStack() as hooks:
         for name, module in recorder._modules.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(recorder.observe, name), with_kwargs=True))
