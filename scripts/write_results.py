@@ -25,6 +25,7 @@ import pair_model_tables
 import pairs_tables
 import scorer_tables
 import self_judge_tables
+import spectral_tables
 import sr_tables
 import study_tables
 from tables import RESULTS, ROOT, load, table
@@ -297,6 +298,10 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "scorer_cost": scorer_tables.scorer_cost,
     "self_judge_gap": self_judge_tables.self_judge_gap,
     "self_judge_left_out": self_judge_tables.self_judge_left_out,
+    "spectral_relu": spectral_tables.relu,
+    "spectral_relu_verdicts": spectral_tables.relu_verdicts,
+    "spectral_factorisation": spectral_tables.factorisation,
+    "spectral_factorisation_verdicts": spectral_tables.factorisation_verdicts,
     "sr_grpo": sr_tables.sr_grpo,
     "sr_grpo_right_length": sr_tables.sr_grpo_right_length,
     "sr_grpo_contrasts": sr_tables.sr_grpo_contrasts,

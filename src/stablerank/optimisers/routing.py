@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers.pytorch_utils import Conv1D
 
@@ -143,7 +143,7 @@ def routed(
     return RoutedOptimiser(parts)
 
 
-def _matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+def _matrices(model: nn.Module) -> dict[str, Tensor]:
     """Trained weights of linear layers, by name; embeddings are none."""
     return {
         f"{name}.weight": module.weight
