@@ -2,8 +2,8 @@
 
 ``python benchmarks/testbed_relu.py`` runs every world and seed (about seven minutes on one core), judges each claim by
 the rules below and writes ``results/testbed_relu.json`` and ``docs/spectral-relu.png``. The rules were written before
-the seeds of the run were drawn; exploration used the seeds 0 and 100 to 102. ``--seeds 1 --steps 3000`` tries it in small
-and writes nothing.
+the seeds of the run were drawn; exploration used the seeds 0 and 100 to 102. ``--seeds 1 --steps 3000`` tries it in
+small and writes nothing.
 """
 
 import argparse

@@ -1,0 +1,76 @@
+"""Random-feature regression: the gradient's nuclear rank over time against the stable rank of the features.
+
+Legend: D inputs, K features, O outputs, N samples.
+
+Contract: features ``A = act(W_1 X) (K, N)``, Gaussian W_1 and X; realisable targets ``Y = W* A``; gradient descent from
+``W = 0`` on ``|W A - Y|_F^2 / (2 N)`` with the step ``1 / L_F``. With ``H = A A^T / N`` the gradient after t steps is
+exactly ``-W* (I - H / L_F)^t H``, so that any t costs one product and nothing is simulated. `noise_to_signal` is
+``E|z|^2 / |E z|^2`` of one feature, which bounds st(A) from above for many samples (theorem 2.6).
+
+Numerics: fp64. Source: Davis, Drusvyatskiy (2512.04299), sections 2 and 3, figure 12; METHODS.md 5.3, 5.4.
+
+Left out on purpose: spiked covariances; spectral descent itself, whose gradient has no closed form.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, silu
+
+from stablerank.spectral.functionals import nuclear_rank
+
+ABSOLUTE, RELU, SQUARED_RELU = math.pi / 2, math.pi, 6.0
+"""Noise-to-signal ratios of Gaussian pre-activations."""
+
+
+def leaky_relu(negative: float, positive: float) -> float:
+    """The ratio for slopes p below zero and q above: ``pi (p^2 + q^2) / (p - q)^2``."""
+    return math.pi * (negative**2 + positive**2) / (negative - positive) ** 2
+
+
+def gelu_bound(variance: float) -> float:
+    """A bound for GELU at the smallest pre-activation variance: ``2 pi (1 + v) / v``."""
+    return 2 * math.pi * (1 + variance) / variance
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda x_KN, gate_KN: relu(x_KN),
+    "squared_relu": lambda x_KN, gate_KN: relu(x_KN).square(),
+    "swiglu": lambda x_KN, gate_KN: silu(gate_KN) * x_KN,
+}
+
+
+@dataclass(frozen=True)
+class Path:
+    """One descent."""
+
+    stable_rank: float
+    """Of the features."""
+    nuclear_rank: list[float]
+    """Of the gradient after each of the asked numbers of steps."""
+
+
+def features(activation: str, width: int, seed: int) -> Tensor:
+    """A, (K, N): D = K / 2 inputs and N = 2 K samples."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs = width // 2
+    x_DN, first_KD, gate_KD = (_normal(*shape, draw) for shape in ((inputs, 2 * width), *[(width, inputs)] * 2))
+    return ACTIVATIONS[activation](first_KD @ x_DN / inputs**0.5, gate_KD @ x_DN / inputs**0.5)
+
+
+def descend(activation: str, width: int, seed: int, steps: Sequence[int]) -> Path:
+    """The nuclear rank of the gradient along gradient descent, K outputs."""
+    a_KN = features(activation, width, seed)
+    energies_K, basis_KK = torch.linalg.eigh(a_KN @ a_KN.T / a_KN.shape[1])
+    teacher_OK = _normal(width, width, torch.Generator().manual_seed(seed + 1000)) @ basis_KK
+    shrink_K = 1 - energies_K / energies_K[-1]
+    spectra = [torch.linalg.svdvals(teacher_OK * (shrink_K**step * energies_K)) for step in steps]
+    ranks = [nuclear_rank(values_K).item() for values_K in spectra]
+    return Path(float(energies_K.sum() / energies_K[-1]), ranks)
+
+
+def _normal(rows: int, columns: int, draw: torch.Generator) -> Tensor:
+    return torch.randn(rows, columns, generator=draw, dtype=torch.float64)
