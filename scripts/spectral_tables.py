@@ -49,3 +49,19 @@ def factorisation() -> str:
 def factorisation_verdicts() -> str:
     judged = load("testbed_factorisation")["verdicts"]
     return table("PoLAR exponentially faster in | verdict", [[axis, outcome] for axis, outcome in judged.items()])
+
+
+def features() -> str:
+    rows = []
+    for name, found in load("testbed_features")["arms"].items():
+        for side in ("nuclear_rank", "stable_rank"):
+            means = ", ".join(f"{fmean(column):.1f}" for column in found[side].values())
+            fit = found["growth"][side]
+            rows.append([name, side, means, f"{fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f})"])
+    widths = ", ".join(found["stable_rank"])
+    return table(f"features | side | at width {widths} | exponent", rows)
+
+
+def features_verdicts() -> str:
+    judged = load("testbed_features")["verdicts"]
+    return table("claim, all seeds | held", [[claim, "yes" if held else "no"] for claim, held in judged.items()])

@@ -300,6 +300,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "self_judge_left_out": self_judge_tables.self_judge_left_out,
     "spectral_relu": spectral_tables.relu,
     "spectral_relu_verdicts": spectral_tables.relu_verdicts,
+    "spectral_features": spectral_tables.features,
+    "spectral_features_verdicts": spectral_tables.features_verdicts,
     "spectral_factorisation": spectral_tables.factorisation,
     "spectral_factorisation_verdicts": spectral_tables.factorisation_verdicts,
     "sr_grpo": sr_tables.sr_grpo,
