@@ -71,7 +71,7 @@ STORIES_DPO = {
     "bitfit": [BITFIT, rate(1e-3)],
     "random": ["data.random_labels=true"],
 }
-ON_ARITHMETIC = [f"data={{kind: pairs, path: '{ARITHMETIC}', limit: 16}}", "evaluation.split=test"]
+ON_ARITHMETIC = [f"data={{kind: pairs, path: '{ARITHMETIC}', limit: 16}}", "geometry.effects=true"]
 SETTINGS = {
     **{f"clm-{name}": (f"{STUDY}/clm.yaml", overrides) for name, overrides in CLM.items()},
     **{f"dpo-{name}": ("recipes/dpo.yaml", [*ON_ARITHMETIC, *overrides]) for name, overrides in DPO.items()},
