@@ -1,7 +1,7 @@
 """Tables of locked studies, from what their folders hold: the verdict, and means of columns by arm."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
@@ -48,19 +48,33 @@ def overfitting_verdict() -> str:
     return verdict("overfitting-signature", "estimate")
 
 
+def overfitting_lengths_verdict() -> str:
+    return verdict("overfitting-lengths", "estimate")
+
+
+def overfitting_lengths_arms() -> str:
+    columns = ("best held-out loss at step", "rise of it after that, nats")
+    chosen = {name: COLUMNS[name] for name in columns}
+    return arms("overfitting-lengths", {**chosen, "rank of update at the best": "update_rank_at_best"})
+
+
 def overfitting_arms() -> str:
+    return arms("overfitting-signature", COLUMNS)
+
+
+def arms(name: str, columns: Mapping[str, str]) -> str:
     """Mean over seeds with the standard deviation between them."""
     cells: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "studies" / "overfitting-signature" / "results").glob("*.json")):
+    for path in sorted((ROOT / "studies" / name / "results").glob("*.json")):
         cell = json.loads(path.read_text())
         cells.setdefault(cell["arm"], []).append(cell["values"])
     if not cells:
-        raise FileNotFoundError("no result of studies/overfitting-signature")
+        raise FileNotFoundError(f"no result of studies/{name}")
     rows = [
-        [f"`{arm}`", *(_spread([v[column] for v in found]) for column in COLUMNS.values())]
+        [f"`{arm}`", *(_spread([v[column] for v in found]) for column in columns.values())]
         for arm, found in cells.items()
     ]
-    return table(" | ".join(["arm", *COLUMNS]), rows)
+    return table(" | ".join(["arm", *columns]), rows)
 
 
 def _spread(values: Sequence[float | None]) -> str:

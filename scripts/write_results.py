@@ -332,6 +332,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "gradient_lags": overfitting_tables.gradient_lags,
     "gradient_course": overfitting_tables.gradient_course,
     "overfitting_arms": study_tables.overfitting_arms,
+    "overfitting_lengths_arms": study_tables.overfitting_lengths_arms,
+    "overfitting_lengths_verdict": study_tables.overfitting_lengths_verdict,
     "overfitting_verdict": study_tables.overfitting_verdict,
     "process_alignment": process_alignment,
     "process_first_wrong": process_first_wrong,
