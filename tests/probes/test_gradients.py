@@ -152,7 +152,9 @@ def test_gradient_checkpointing_counts_once(make, use_reentrant):
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     for where, row in measure(model).items():
         assert row.value == pytest.approx(expected[where].value, rel=1e-5)
-        assert row.tokens == expected[where].tokens == 90
+        assert row.tokens == expected[where].tokens
+        # A first token attends to itself alone: the gradient of its query and key is 0 but for rounding, or 0.
+        assert row.tokens == 90 or (81 <= row.tokens < 90 and ("q_proj" in where[1] or "k_proj" in where[1]))
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
