@@ -12,14 +12,12 @@ run that has a trace is not repeated, an interrupted one is taken up again.
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from common import RESULTS, ROOT, require_recipe
 
-from stablerank.dynamics.overfitting import Course, ranks_at
+from stablerank.dynamics.overfitting_signals import signals_of
 from stablerank.evaluation.losses import preference_loss, text_loss
 from stablerank.evaluation.statistics import Interval
 from stablerank.runs.atomic import write_text
@@ -109,28 +107,16 @@ def write_pairs() -> None:
 
 
 def trace(folder: RunFolder) -> list[dict[str, Any]]:
-    """A row an evaluated step; None where a run has no such number."""
-    geometry = list(folder.geometry.rows())
-    course = Course.of(folder.evaluations.rows(), geometry)
-    kept = {row["step"]: row for row in folder.evaluations.rows() if row["phase"] == "curve"}
+    """A row an evaluated step: its signals, the held-out loss being that of the first half, and ``judge``."""
     rows = []
-    for step, last in zip(sorted(kept), [0, *sorted(kept)], strict=False):
-        norms = [one["grad_norm"] for one in folder.metrics.rows() if last < one["step"] <= step]
-        watched, judge = halves(folder, step)
-        rows.append(
-            {
-                **{"step": step, "held_out": watched.value, "held_out_low": watched.low, "judge": judge.value},
-                **{"train": kept[step]["loss_train"], "kl": kept[step]["kl"], "grad_norm": fmean(norms)},
-                "update_rank": mean_of(ranks_at(course.updates, step)),
-                "update_norm": course.norms.get(step),
-                "effect_rank": mean_of(ranks_at(course.effects, step)),
-                "effect_norm": mean_of(dict(effect_norms(geometry, step))),
-            }
-        )
-    return [{name: rounded(value) for name, value in row.items()} for row in rows]
+    for signals in signals_of(folder.evaluations.rows(), folder.geometry.rows(), folder.metrics.rows()):
+        watched, judge = halves(folder, signals["step"])
+        row = {**signals, "held_out": watched.value, "held_out_low": watched.low, "judge": judge.value}
+        rows.append({name: rounded(value) for name, value in row.items()})
+    return rows
 
 
-def halves(folder: RunFolder, step: int) -> tuple[Interval, Interval]:
+def halves(folder: RunFolder, step: float | None) -> tuple[Interval, Interval]:
     """The held-out loss on the first and on the second half of the validation texts."""
     rows = [
         row for row in folder.examples.rows() if (row["phase"], row["part"], row["step"]) == ("curve", "curve", step)
@@ -141,17 +127,6 @@ def halves(folder: RunFolder, step: int) -> tuple[Interval, Interval]:
         return text_loss(rows[:half])["loss"], text_loss(rows[half:])["loss"]
     beta = recipe["trainer"]["beta"]
     return preference_loss(rows[:half], beta)["loss"], preference_loss(rows[half:], beta)["loss"]
-
-
-def effect_norms(geometry: list[dict[str, Any]], step: int) -> Iterator[tuple[int, float]]:
-    """How far each layer's output has moved, relative to its norm."""
-    for row in geometry:
-        if (row["kind"], row["metric"], row["step"]) == ("effect", "relative_norm", step):
-            yield row["layer"], row["value"]
-
-
-def mean_of(values: dict[Any, float]) -> float | None:
-    return fmean(values.values()) if values else None
 
 
 def rounded(value: float | None) -> float | None:

@@ -18,17 +18,17 @@ then the mean of the logged batches, and ``update_rank`` is there where `watch_g
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, get_args
 
 from stablerank.dynamics.overfitting import Course, ranks_at
 
 Row = Mapping[str, Any]
 Signals = dict[str, float | None]
 
-SIGNALS = (
-    *("step", "held_out", "train", "kl", "grad_norm"),
-    *("update_rank", "update_norm", "effect_rank", "effect_norm"),
-)
+Signal = Literal[
+    "step", "held_out", "train", "kl", "grad_norm", "update_rank", "update_norm", "effect_rank", "effect_norm"
+]
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
 OF_UPDATES = ("update_rank", "update_norm")
 OF_EFFECTS = ("effect_rank", "effect_norm")
 RANKS = ("update_rank", "effect_rank")

@@ -21,15 +21,12 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stablerank.dynamics.overfitting_signals import Signals, signals_of_history
+from stablerank.dynamics.overfitting_signals import Signal, Signals, signals_of_history
 from stablerank.dynamics.stopping import Reading, StopRule, readings, rule_of
 from stablerank.errors import RecipeError
 from stablerank.runs.tables import JsonlTable
 
 Objective = Literal["clm", "dpo"]
-Signal = Literal[
-    "step", "held_out", "train", "kl", "grad_norm", "update_rank", "update_norm", "effect_rank", "effect_norm"
-]
 OF_A_LOG: tuple[Signal, ...] = ("step", "held_out", "train", "grad_norm", "update_rank")
 """Signals that a trainer's own log has; the others need a run of `stablerank train`."""
 OverfittingAction = Literal["none", "warn", "stop"]
