@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stablerank.spectral.batched import spectra_batched, stable_rank_batched
+from stablerank.spectral.batched import POWER_SIZE, spectra_batched, stable_rank_batched
 from stablerank.spectral.functionals import effective_rank, stable_rank
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -66,6 +66,24 @@ def test_wide_tall_flat_and_spiked_states_against_numpy(shape, spike):
     (values,) = spectra_batched(hidden_TD[None])
     assert len(values) == min(shape)
     assert stable_rank(values).item() == pytest.approx(numpy_stable_rank(hidden_TD), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(POWER_SIZE, 150), st.floats(0.0, 1.0), st.floats(0.05, 3.0), st.integers(0, 99))
+def test_the_top_is_numpys_whether_or_not_it_stands_alone(size, second, decay, seed):
+    values_K = np.concatenate([[1.0], second * np.arange(1, size) ** -decay])
+    left_KK, right_KK = np.linalg.qr(np.random.default_rng(seed).standard_normal((2, size, size)))[0]
+    live_LD = (left_KK * values_K) @ right_KK
+    found = stable_rank_batched(torch.from_numpy(live_LD)[None]).item()
+    assert found == pytest.approx(numpy_stable_rank(live_LD), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [6, POWER_SIZE])
+def test_a_direction_that_no_other_token_shares_is_not_taken_for_the_top(size):
+    """The longest token is an eigenvector of its own; `size` alike ones have the larger singular value together."""
+    alike = torch.full((size, size), size**-0.5, dtype=torch.float64)
+    hidden_TD = torch.block_diag(torch.tensor([[5**0.5]], dtype=torch.float64), alike, torch.zeros(96, 96))
+    assert stable_rank_batched(hidden_TD[None]).item() == pytest.approx((5 + size) / size, rel=1e-13)
 
 
 @settings(deadline=None, max_examples=60)

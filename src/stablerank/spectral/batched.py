@@ -24,6 +24,10 @@ divided by the power of two of their largest entry, which rounds nothing, so tha
 
   which is 7e-8 at worst for 512 by 1536; measured errors are below 1e-14. An fp32 Gram would halve the cost and give
   up nine of these digits.
+- lambda_1 of a large G comes from power iteration where that is as good as LAPACK, for a fifth of its time or less. For
+  a unit v with theta = v'Gv and r = ||Gv - theta v||, every eigenvalue but one is at most mu = (||G||_F^2 -
+  theta^2)^(1/2) once mu < theta, so that (Kato and Temple) lambda_1 lies in [theta, theta + r^2 / (theta - mu)]. Taken
+  when mu is at most 0.9 theta and that interval no wider than u theta; else, or after `POWER_STEPS`, LAPACK decides.
 - ``spectra_batched`` takes the values from the matrix: a Gram matrix loses those below sqrt(u) sigma_1.
 - Centring subtracts the mean in fp64 before anything is squared. A spread of no more than L eps of the largest entry
   is rounding, and counts as zero.
@@ -43,6 +47,8 @@ import torch
 from torch import Tensor
 
 _EPS = torch.finfo(torch.float64).eps
+POWER_SIZE, POWER_STEPS = 96, 18
+"""From this K power iteration is tried, for so many steps; measured on one core, below it LAPACK is as fast."""
 
 
 @torch.no_grad()
@@ -123,7 +129,24 @@ def _stable_rank(live_LD: Tensor, center: bool, is_wide: bool) -> float:
     trace = gram_KK.trace().item()
     if trace == 0 or not math.isfinite(trace):
         return math.nan
-    return min(max(trace / torch.linalg.eigvalsh(gram_KK)[-1].item(), 1.0), float(len(gram_KK)))
+    return min(max(trace / _largest_eigenvalue(gram_KK), 1.0), float(len(gram_KK)))
+
+
+def _largest_eigenvalue(gram_KK: Tensor) -> float:
+    """lambda_1 of a positive semi-definite matrix that is not zero (module header)."""
+    if len(gram_KK) >= POWER_SIZE:
+        frobenius_sq = torch.linalg.vector_norm(gram_KK).item() ** 2
+        vector_K = gram_KK[gram_KK.diagonal().argmax()]
+        for _ in range(POWER_STEPS):
+            vector_K = vector_K / torch.linalg.vector_norm(vector_K)
+            image_K = gram_KK @ vector_K
+            theta = (vector_K @ image_K).item()
+            others = math.sqrt(max(frobenius_sq - theta**2, 0.0))
+            residual_sq = torch.linalg.vector_norm(image_K - theta * vector_K).item() ** 2
+            if others <= 0.9 * theta and residual_sq <= _EPS / 2 * theta * (theta - others):
+                return theta
+            vector_K = image_K
+    return torch.linalg.eigvalsh(gram_KK)[-1].item()
 
 
 def _singular_values(live_LD: Tensor, center: bool, is_wide: bool) -> Tensor:
