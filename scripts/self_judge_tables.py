@@ -42,7 +42,7 @@ def _sets(machine: str) -> list[Row]:
 
 def _model(one: Row) -> str:
     size = one["parameters"]
-    return f"`{one['model']}`, {size / 1e9:.1f} B" if size >= 1e9 else f"`{one['model']}`, {size / 1e6:.2g} M"
+    return f"`{one['model']}`, {size / 1e9:.1f} B" if size >= 1e9 else f"`{one['model']}`, {size / 1e6:.3g} M"
 
 
 def _sentence(why: str) -> str:
