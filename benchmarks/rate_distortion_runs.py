@@ -1,8 +1,9 @@
 """The runs of `rate_distortion.py`: an adapter trained by language modelling, compressed and scored, one point a file.
 
 Two tasks. ``arithmetic``: worked solutions of the embedded task on the embedded student, scored by held-out loss and
-greedy pass@1. ``smollm2``: GSM8K's worked solutions on SmolLM2-135M-Instruct, scored by held-out loss alone. The loss
-is of solution tokens, in nats a token. What is finished in the work folder is read, not repeated.
+greedy pass@1. ``smollm2``: GSM8K's worked solutions on SmolLM2-135M-Instruct, scored by held-out loss alone, trained
+and scored under bfloat16 autocast with the adapter beside the base, whose rounding would swallow a merged update. The
+loss is of solution tokens, in nats a token. What is finished in the work folder is read, not repeated.
 """
 
 import json
@@ -54,6 +55,8 @@ class Task:
     omegas: tuple[float, ...]
     by: tuple[float, ...]
     """Factors tried on SineLoRA's rate."""
+    autocast: bool = False
+    """Products in bfloat16; parameters, losses and the adapter's file stay fp32."""
 
 
 TASKS = {
@@ -82,6 +85,7 @@ TASKS = {
         rates=(3e-4, 1e-3),
         omegas=(50.0, 200.0, 800.0),
         by=(1 / 3, 1.0),
+        autocast=True,
     ),
 }
 
@@ -150,6 +154,7 @@ def trained(task: Task, arm: Arm, seed: int, work: Path) -> Path:
             seed=seed,
             save_strategy="no",
             report_to="none",
+            bf16=task.autocast,
             use_cpu=True,
             disable_tqdm=True,
             dataloader_pin_memory=False,
@@ -179,8 +184,9 @@ def point(task: Task, folder: Path, spec: CompressionSpec, split: str) -> dict[s
         "lower": statistics.median(loss.lower for loss in written.losses),
         "upper": statistics.median(loss.upper for loss in written.losses),
     }
-    # Merged, because a sine is computed anew in every forward.
-    model = load_compressed(file, base(task)).merge_and_unload().eval()
+    model = load_compressed(file, base(task)).eval()
+    if not task.autocast:  # a sine would be computed anew in every forward
+        model = model.merge_and_unload()
     found = {
         "method": spec.method,
         "bits": spec.bits,
@@ -199,7 +205,8 @@ def point(task: Task, folder: Path, spec: CompressionSpec, split: str) -> dict[s
 
 def quality(task: Task, model: Any, split: str) -> dict[str, float]:
     """Loss, and on the test split pass@1 where the task has one."""
-    found = example_logprobs(model, batches(task, split))
+    with torch.autocast("cpu", torch.bfloat16, enabled=task.autocast):
+        found = example_logprobs(model, batches(task, split))
     loss = -sum(example.logprob for example in found) / sum(example.tokens for example in found)
     if not task.problems or split != "test":
         return {"loss": loss}
