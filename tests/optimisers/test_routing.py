@@ -12,7 +12,7 @@ from torch.optim import AdamW, Muon
 from torch.optim.lr_scheduler import LambdaLR
 
 from stablerank.errors import ModelError
-from stablerank.optimisers.routing import favoured_names, routed, spectral_names
+from stablerank.optimisers.routing import favoured_names, matching_names, routed, spectral_names
 from stablerank.optimisers.spectral_descent import SpecGD, polar_factor
 
 
@@ -123,7 +123,36 @@ def test_names_by_place_and_what_is_refused():
         spectral_names(model, "lora_A")
     with pytest.raises(ModelError, match=r"shape \(12,\)"):
         SpecGD([model["layers"][0]["up"].bias], lr=1)
-    assert set(routed(model, [], muon_lr=1, adamw_lr=1).parts) == {"adamw"}
+    assert routed(model, [], muon_lr=1, adamw_lr=1).spectral == []
+    assert matching_names(model, ["down", r"^head"]) == {"head.weight", *(f"layers.{n}.down.weight" for n in (0, 1))}
+    with pytest.raises(ModelError, match="'gate' finds no trained matrix"):
+        matching_names(model, ["down", "gate"])
+    with pytest.raises(ModelError, match="no regular expression"):
+        matching_names(model, ["("])
+
+
+def test_a_route_chosen_before_the_first_step_is_as_if_chosen_at_once():
+    model, twin = network(), network()
+    at_once, later = optimiser(model), routed(twin, [], muon_lr=0.02, adamw_lr=1e-3, weight_decay=0.1)
+    later.take(at_once.spectral)
+    train(model, at_once, range(3))
+    train(twin, later, range(3))
+    assert same(weights(model), weights(twin))
+    with pytest.raises(ModelError, match="after the first step"):
+        later.take([])
+
+
+def test_loading_takes_over_the_saved_route():
+    model, twin = network(), network()
+    first = optimiser(model)
+    train(model, first, range(2))
+    twin.load_state_dict(model.state_dict())
+    other = routed(twin, [], muon_lr=0.02, adamw_lr=1e-3, weight_decay=0.1)
+    other.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert other.spectral == first.spectral
+    train(model, first, range(2, 4))
+    train(twin, other, range(2, 4))
+    assert same(weights(model), weights(twin))
 
 
 @pytest.mark.parametrize("part", ["A", "B"])

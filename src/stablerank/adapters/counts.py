@@ -1,6 +1,7 @@
-"""How many parameters a method trains on an architecture, counted without weights."""
+"""What a method trains on an architecture, and how many parameters that is, without weights."""
 
 import copy
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -24,17 +25,29 @@ def parameter_counts(spec: AdapterSpec, config: PretrainedConfig) -> tuple[int, 
     with torch.device("meta"):
         # A method may switch something on in it.
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        total = model.num_parameters()
+    total = model.num_parameters()
+    if isinstance(spec, SparseSpec):
+        return sum(layer.weight.numel() for layer in target_layers(model).values()), total
+    policy = _prepared(spec, model)
+    return sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad), total
+
+
+def weightless_policy(spec: AdapterSpec, config: PretrainedConfig) -> nn.Module:
+    """The architecture with the adapter on it, without weights: for what depends on names and shapes alone.
+
+    Raises: as `parameter_counts`.
+    """
+    with torch.device("meta"):
+        return _prepared(spec, AutoModelForCausalLM.from_config(copy.deepcopy(config)))
+
+
+def _prepared(spec: AdapterSpec, model: Any) -> nn.Module:
+    with torch.device("meta"):
         if isinstance(spec, FullSpec):
-            return total, total
+            return model
         if isinstance(spec, BitfitSpec):
-            return sum(
-                p.numel() for p in train_biases(model, biases=spec.biases).parameters() if p.requires_grad
-            ), total
-        if isinstance(spec, SparseSpec):
-            return sum(layer.weight.numel() for layer in target_layers(model).values()), total
-        return _trainable(get_peft_model(model, spec.peft_config())), total
-
-
-def _trainable(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            return train_biases(model, biases=spec.biases)
+        peft_config = spec.peft_config()
+        assert peft_config is not None
+        peft_config.inference_mode = False  # a saved adapter's own says True, and it goes on training
+        return get_peft_model(model, peft_config)

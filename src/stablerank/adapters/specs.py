@@ -23,6 +23,8 @@ class _Spec(BaseModel):
     """Whether the model's own parameters train: fp32 masters, and no adapter to take off."""
     refuses_weight_decay: ClassVar[str] = ""
     """Why weight decay would not mean what it says; empty where it does."""
+    refuses_spectral_steps: ClassVar[str] = ""
+    """Why a step along a polar factor is not for its parameters; empty where it is."""
 
 
 class _LowRank(_Spec):
@@ -147,6 +149,7 @@ class PolarSpec(_Spectral):
     """Whether the skew part carries the factor 1/2, as in Ablin and Peyre; the authors' code has none."""
     gradient: Literal["landing", "euclidean"] = "landing"
     refuses_weight_decay: ClassVar[str] = "it pulls X and Y off the orthonormal matrices"
+    refuses_spectral_steps: ClassVar[str] = "X and Y follow the landing field, which a polar factor would not"
 
 
 class SineSpec(_Spectral):
@@ -173,6 +176,7 @@ class BitfitSpec(_InPlace):
 
     kind: Literal["bitfit"] = "bitfit"
     biases: Literal["existing", "added"] = "existing"
+    refuses_spectral_steps: ClassVar[str] = "no matrix is trained"
 
 
 class SparseSpec(_InPlace):
@@ -185,6 +189,7 @@ class SparseSpec(_InPlace):
     rank: int = Field(16, ge=1)
     """Rank of the head whose small entries the spectral mask keeps."""
     refuses_weight_decay: ClassVar[str] = "it moves the entries off the mask"
+    refuses_spectral_steps: ClassVar[str] = "a polar factor moves the entries off the mask"
 
 
 class FullSpec(_InPlace):

@@ -21,7 +21,7 @@ def print_plan(path: str, overrides: list[str]) -> None:
     print(yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
     share = cost.trainable / cost.total
     print(f"trainable parameters  {cost.trainable:,} ({share:.1%} of the model's {cost.total:,})")
-    print("\n".join(notes))
+    print("\n".join([*notes, *_route(recipe)]))
     print(f"memory, at least      {_gigabytes(cost.floor_bytes)}, plus activations and about 0.9 GB of libraries:")
     for name in ("weights", "gradients_and_optimiser", "reference", "logits"):
         print(f"  {name.replace('_', ' '):<24}{_gigabytes(getattr(cost, name + '_bytes'))}")
@@ -55,6 +55,15 @@ def _check_losses(recipe: "AnyRecipe") -> list[str]:
     load_policy(recipe)
     held_out = recipe.data.held_out_rows(recipe.evaluation.split, recipe.evaluation.examples)
     return [_rows_note(len(recipe.data.train_rows()), recipe.evaluation.split, len(held_out))]
+
+
+def _route(recipe: "AnyRecipe") -> list[str]:
+    from transformers import AutoConfig
+
+    from stablerank.training.routing import planned
+    from stablerank.zoo.resolve import resolve
+
+    return planned(recipe, AutoConfig.from_pretrained(resolve(recipe.model.path)))
 
 
 def _rows_note(rows: int, split: str, held_out: int) -> str:

@@ -7,24 +7,27 @@
 
 Contract: every parameter that requires grad is stepped by exactly one optimiser. ``param_groups`` are those of the
 inner optimisers themselves, so that schedules, also accelerate's, reach them; each keeps its own base learning rate.
-The state dictionary holds a plain state dictionary an inner optimiser, and loading it goes on to the bit. Rules::
+The state dictionary holds the route and a plain state dictionary an inner optimiser; loading it takes over the saved
+route and goes on to the bit. Rules::
 
     hidden   every linear weight inside the numbered blocks (no adapter's factor)
     lora_A, lora_B, lora    the factors of LoRA: A alone, B alone, both
     none     AdamW alone
 
-or a collection of parameter names: those of a list, or of the blocks that a condition favours (`favoured_names`).
+or a collection of parameter names: those of a list, those that patterns find (`matching_names`), or those of the
+blocks that a condition favours (`favoured_names`); as the last are known after the first backward pass, `take` gives
+another route until the first step.
 
 Source: torch.optim.Muon; METHODS.md 5.5: embeddings, heads, gains and biases stay with AdamW. Left out on purpose:
-changing the route while a run goes on, which would throw away moments.
+changing the route after the first step, which would throw away moments.
 """
 
 import re
 from collections.abc import Collection, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers.pytorch_utils import Conv1D
 
@@ -42,13 +45,31 @@ RULES: dict[str, str] = {
 
 
 class RoutedOptimiser(Optimizer):
-    """Several optimisers in the place of one."""
+    """Two optimisers in the place of one: AdamW, and a spectral one that takes some of the matrices."""
 
-    def __init__(self, parts: dict[str, Optimizer]) -> None:
-        """``parts``: by name, without a parameter in two of them."""
-        self.parts = parts
+    def __init__(self, parts: dict[str, Optimizer], matrices: dict[str, nn.Parameter], method: str) -> None:
+        """``parts``: ``adamw``, whose first group holds matrices, and ``method``; ``matrices``: all that can move."""
+        self.parts, self.matrices, self.method = parts, matrices, method
         super().__init__([group for part in parts.values() for group in part.param_groups], {})
         self._link()
+
+    @property
+    def spectral(self) -> list[str]:
+        """Names of the matrices that the spectral part steps, in the model's order."""
+        taken = {id(weight) for weight in self._group(self.method)["params"]}
+        return [name for name, weight in self.matrices.items() if id(weight) in taken]
+
+    def take(self, names: Iterable[str]) -> None:
+        """Give exactly these matrices to the spectral part.
+
+        Raises:
+            ModelError: a step was taken, or a name is none of the matrices.
+        """
+        if any(part.state for part in self.parts.values()):
+            raise ModelError(
+                "The route was asked to change after the first step, which would throw away moments: choose it before."
+            )
+        self._take(set(names))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -57,19 +78,36 @@ class RoutedOptimiser(Optimizer):
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """By part."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        """The route, and by part."""
+        return {"route": self.spectral, **{name: part.state_dict() for name, part in self.parts.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ModelError: the state is of other parts."""
-        if set(state_dict) != set(self.parts):
+        if set(state_dict) != {"route", *self.parts}:
             raise ModelError(
-                f"The saved optimiser has the parts {sorted(state_dict)}, but this one has {sorted(self.parts)}: "
-                "route as the saved run did."
+                f"The saved optimiser has the parts {sorted(set(state_dict) - {'route'})}, but this one has "
+                f"{sorted(self.parts)}: route as the saved run did."
             )
+        self._take(set(state_dict["route"]))
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self._link()
+
+    def _group(self, part: str) -> dict[str, Any]:
+        """Where a part keeps its matrices."""
+        return self.parts[part].param_groups[0]
+
+    def _take(self, names: set[str]) -> None:
+        if unknown := names - self.matrices.keys():
+            raise ModelError(
+                f"{min(unknown)} is no trained matrix of a linear layer of this model: give names of "
+                "`model.named_parameters()` that are."
+            )
+        held = {id(weight) for weight in self.matrices.values()}
+        others = [weight for weight in self._group("adamw")["params"] if id(weight) not in held]
+        left = [weight for name, weight in self.matrices.items() if name not in names]
+        self._group("adamw")["params"] = [*others, *left]
+        self._group(self.method)["params"] = [self.matrices[name] for name in self.matrices if name in names]
 
     def _link(self) -> None:
         """The groups are the parts' own: what a schedule writes here is what they read."""
@@ -90,6 +128,28 @@ def spectral_names(model: nn.Module, rule: Rule) -> set[str]:
     return chosen
 
 
+def matching_names(model: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """Names of the trained matrices of linear layers in which one of the regular expressions is found.
+
+    Raises:
+        ModelError: a pattern is no regular expression, or finds nothing.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            matched = {name for name in _matrices(model) if re.search(pattern, name)}
+        except re.error as error:
+            raise ModelError(f"The pattern {pattern!r} is no regular expression ({error}): mend it.") from error
+        if not matched:
+            example = next(iter(_matrices(model)), "none")
+            raise ModelError(
+                f"The pattern {pattern!r} finds no trained matrix of a linear layer in {type(model).__name__}, whose "
+                f"first is {example}: mend the pattern."
+            )
+        found |= matched
+    return found
+
+
 def favoured_names(model: nn.Module, places: Collection[tuple[int | None, str]]) -> set[str]:
     """Names of the trained matrices at ``(layer, module)``, as the rows of probes name them."""
     wanted = {f".{module}" if layer is None else f".{layer}.{module}" for layer, module in places}
@@ -107,6 +167,7 @@ def routed(
     momentum: float = 0.95,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
     match_rms_adamw: bool = False,
 ) -> RoutedOptimiser:
     """The optimiser of a model's trained parameters; ``spectral`` names those that Muon, or SpecGD, takes.
@@ -117,36 +178,29 @@ def routed(
     Raises:
         ModelError: a name is no trained matrix of a linear layer.
     """
-    names = set(spectral)
-    if unknown := names - _matrices(model).keys():
-        raise ModelError(
-            f"{min(unknown)} is no trained matrix of a linear layer of {type(model).__name__}: give names of "
-            "`model.named_parameters()` that are."
-        )
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    matrices = [weight for name, weight in trained.items() if name in names]
-    rest = [weight for name, weight in trained.items() if name not in names]
-    parts: dict[str, Optimizer] = {}
-    if matrices and method == "muon":
+    matrices = _matrices(model)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    held = {id(weight) for weight in matrices.values()}
+    decayed = [weight for weight in trained if weight.ndim >= 2 and id(weight) not in held]
+    vectors = [weight for weight in trained if weight.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    parts: dict[str, Optimizer] = {"adamw": AdamW(groups, lr=adamw_lr, betas=betas, eps=epsilon)}
+    if method == "muon":
         adjust = "match_rms_adamw" if match_rms_adamw else "original"
-        parts["muon"] = Muon(matrices, lr=muon_lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=adjust)
-    elif matrices:
-        parts["specgd"] = SpecGD(matrices, lr=muon_lr, weight_decay=weight_decay)
-    decayed = [weight for weight in rest if weight.ndim >= 2], [weight for weight in rest if weight.ndim < 2]
-    groups = [
-        {"params": weights, "weight_decay": decay}
-        for weights, decay in zip(decayed, (weight_decay, 0.0), strict=True)
-        if weights
-    ]
-    if groups:
-        parts["adamw"] = AdamW(groups, lr=adamw_lr, betas=betas)
-    return RoutedOptimiser(parts)
+        empty: list[dict[str, Any]] = [{"params": []}]
+        parts["muon"] = Muon(empty, lr=muon_lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn=adjust)
+    else:
+        parts["specgd"] = SpecGD([{"params": []}], lr=muon_lr, weight_decay=weight_decay)
+    optimiser = RoutedOptimiser(parts, matrices, method)
+    optimiser.take(spectral)
+    return optimiser
 
 
-def _matrices(model: nn.Module) -> dict[str, Tensor]:
+def _matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """Trained weights of linear layers, by name; embeddings are none."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     return {
-        f"{name}.weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module.weight.requires_grad and module.weight.ndim == 2
+        f"{name}.weight": cast(nn.Parameter, layer.weight)
+        for name, layer in layers.items()
+        if layer.weight.requires_grad and layer.weight.ndim == 2
     }

@@ -33,6 +33,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def route_path(self) -> Path:
+        """Which trained matrix which optimiser steps, where the recipe routes."""
+        return self.path / "route.json"
+
+    @property
     def report_path(self) -> Path:
         """The self-contained report."""
         return self.path / "report.html"

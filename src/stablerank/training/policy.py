@@ -18,6 +18,7 @@ from stablerank.errors import DataError, ModelError, RecipeError
 from stablerank.evaluation.prompts import prompt_ids
 from stablerank.rewards.specs import SingleRewardSpec
 from stablerank.training.recipe import Recipe
+from stablerank.training.routing import planned
 from stablerank.training.sections import RunRecipe
 from stablerank.zoo.resolve import resolve
 
@@ -53,6 +54,7 @@ def load_policy(recipe: RunRecipe) -> tuple[PreTrainedModel, PreTrainedTokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_adapter_fits(recipe, model)
+    planned(recipe, model.config)
     if recipe.adapter.in_place or isinstance(recipe.adapter, SavedSpec):
         model = prepare_adapter(model, recipe.adapter)
     return model, tokenizer

@@ -99,17 +99,48 @@ class ModelSpec(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-class OptimiserSpec(Section):
-    """AdamW and its schedule."""
+ROUTES = ("hidden", "lora_A", "lora_B", "lora", "condition", "against_condition")
+"""Words that ``optimiser.route`` knows; a list of patterns is the other form."""
 
-    kind: Literal["adamw"] = "adamw"
+
+class OptimiserSpec(Section):
+    """AdamW and its schedule, and what takes spectral steps instead (training/routing.py)."""
+
+    kind: Literal["adamw", "muon", "specgd"] = "adamw"
     learning_rate: float = Field(1e-5, ge=0)
+    route: str | list[str] | None = None
+    """The matrices that take spectral steps: one of `ROUTES`, or regular expressions searched in names."""
+    spectral_learning_rate: float | None = Field(None, ge=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    match_rms_adamw: bool = False
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     warmup_steps: int = Field(0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _spectral_steps_are_said_whole(self) -> "OptimiserSpec":
+        needed = {"route": self.route, "spectral_learning_rate": self.spectral_learning_rate}
+        if self.kind == "adamw":
+            if given := [name for name, value in needed.items() if value is not None]:
+                raise ValueError(
+                    f"optimiser.{given[0]} is set, but optimiser.kind=adamw takes no spectral step; set optimiser.kind"
+                    "=muon or specgd, or remove it"
+                )
+            return self
+        if missing := [name for name, value in needed.items() if value is None]:
+            raise ValueError(
+                f"optimiser.{missing[0]} is missing; optimiser.kind={self.kind} needs a route (one of "
+                f"{', '.join(ROUTES)}, or a list of patterns) and a spectral_learning_rate, such as 0.02"
+            )
+        if self.route == [] or (isinstance(self.route, str) and self.route not in ROUTES):
+            raise ValueError(
+                f"optimiser.route={self.route!r:.100} is no route; give one of {', '.join(ROUTES)}, or a list of "
+                "patterns of names"
+            )
+        return self
 
 
 class GeometrySpec(Section):
@@ -190,6 +221,15 @@ class RunRecipe(Section):
             raise ValueError(
                 f"optimiser.weight_decay={self.optimiser.weight_decay} does not go with adapter.kind="
                 f"{self.adapter.kind}, where {reason}; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_can_take_spectral_steps(self) -> "RunRecipe":
+        if self.optimiser.kind != "adamw" and (reason := self.adapter.refuses_spectral_steps):
+            raise ValueError(
+                f"optimiser.kind={self.optimiser.kind} does not go with adapter.kind={self.adapter.kind}, where "
+                f"{reason}; set optimiser.kind=adamw"
             )
         return self
 

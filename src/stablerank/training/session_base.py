@@ -29,6 +29,7 @@ from stablerank.training.callbacks import CheckpointCallback, CurveCallback, Met
 from stablerank.training.closing import save_model
 from stablerank.training.landing_callback import LandingCallback
 from stablerank.training.policy import load_policy
+from stablerank.training.routing import route_trainer
 from stablerank.training.sections import GeometrySpec, RunRecipe
 from stablerank.training.telemetry import GeometryCallback, initial_weights, scalar_logger
 
@@ -163,6 +164,7 @@ class Session(ABC, Generic[RecipeT]):
         trainer = self._build(folder, callbacks)
         trainer.remove_callback(PrinterCallback)
         self._look_before(trainer, geometry)
+        route_trainer(trainer, self.recipe.optimiser, folder)
         return trainer
 
     def _look_before(self, trainer: Trainer, geometry: GeometryCallback | None) -> None:
