@@ -28,6 +28,7 @@ FACADES = (
     "",
     "__main__",
     "choosing",
+    "conditioning",
     "diagnosing",
     "facade",
     "evaluating",

@@ -7,6 +7,7 @@ from stablerank.cli import (
     bestofn,
     cell,
     compress,
+    condition,
     demo,
     diagnose,
     doctor_verb,
@@ -37,6 +38,7 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("measure")(measure.measure)
+app.command("condition")(condition.condition)
 app.command("score")(score.score)
 app.command("rewardbench")(rewardbench.rewardbench)
 app.command("bestofn")(bestofn.bestofn)

@@ -46,9 +46,17 @@ def load_rows(
     return rows
 
 
-def load_texts(path: str, columns: dict[str, str], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The columns ``names`` of every row; raises `DataError` for what is missing, empty or not text."""
-    rows = [_renamed(row, columns) for row in _read(path, columns, {*names, *columns})]
+IN_A_RECIPE = "data.columns.{}=COLUMN"
+
+
+def load_texts(
+    path: str, columns: dict[str, str], names: Sequence[str], remedy: str = IN_A_RECIPE
+) -> list[dict[str, Any]]:
+    """The columns ``names`` of every row; raises `DataError` for what is missing, empty or not text.
+
+    ``remedy``: how to name another column where this is asked, ``{}`` being our name.
+    """
+    rows = [_renamed(row, columns) for row in _read(path, columns, {*names, *columns}, remedy)]
     for index, row in enumerate(rows):
         for name in names:
             if not isinstance(row[name], str) or not row[name].strip():
@@ -66,7 +74,7 @@ def split_of(prompt: str, whole_file_is_held_out: bool | None) -> str:
     return ("validation" if bucket % 2 else "test") if whole_file_is_held_out else "train"
 
 
-def _read(path: str, columns: dict[str, str], needed: set[str]) -> list[dict[str, Any]]:
+def _read(path: str, columns: dict[str, str], needed: set[str], remedy: str = IN_A_RECIPE) -> list[dict[str, Any]]:
     try:
         dataset = _open(path)
         rows: list[dict[str, Any]] = dataset.to_list()
@@ -79,7 +87,7 @@ def _read(path: str, columns: dict[str, str], needed: set[str]) -> list[dict[str
         if theirs not in dataset.column_names:
             raise DataError(
                 f"{path} has no column {theirs!r} for {ours!r}, it has {', '.join(dataset.column_names)}; "
-                f"name the right one with `data.columns.{ours}=COLUMN`."
+                f"name the right one with `{remedy.format(ours)}`."
             )
     return rows
 
