@@ -86,20 +86,23 @@ class ActivationRecorder:
         """
         self._mask, self._has_mask = token_mask(mask_BT), True
 
-    def rows(self, *, run: str, seed: int, step: int) -> list[GeometryRow]:
+    def rows(self, *, run: str, seed: int, step: int, nulls: bool = True) -> list[GeometryRow]:
         """One ``stable_rank`` row a module, in the model's order; the recorder then starts afresh.
 
+        ``nulls``: whether random tokens stand beside them, drawn afresh for every count of tokens.
         Status ``refused``: see ``refused``; ``empty``: no counted token ever reached the module.
         """
         moment, sums = Moment(run, seed, step), self._sums
         self._sums = self._empty_sums()
         measured = {part: part.stable_rank() for part in {sums[name] for name in sums if name not in self.refused}}
-        return [self._row(name, part, measured, moment) for name, part in sums.items()]
+        return [self._row(name, part, measured, moment, nulls) for name, part in sums.items()]
 
-    def _row(self, name: str, part: "_Sum", measured: dict["_Sum", Estimate], moment: Moment) -> GeometryRow:
+    def _row(
+        self, name: str, part: "_Sum", measured: dict["_Sum", Estimate], moment: Moment, nulls: bool
+    ) -> GeometryRow:
         estimate, null, tokens = undefined("refused", passes=0), NO_NULL, 0
         if name not in self.refused:
-            estimate, null, tokens = measured[part], part.null() if part.tokens else NO_NULL, part.tokens
+            estimate, null, tokens = measured[part], part.null() if nulls and part.tokens else NO_NULL, part.tokens
         return geometry_row(row_name(name), "activation", "stable_rank", estimate, null, moment, tokens=tokens)
 
     def observe(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -95,24 +95,25 @@ class GradientRecorder:
         """
         self._mask = token_mask(mask_BT)
 
-    def rows(self, *, run: str, seed: int, step: int) -> list[GeometryRow]:
+    def rows(self, *, run: str, seed: int, step: int, nulls: bool = True) -> list[GeometryRow]:
         """Rows ``nuclear_rank``, ``stable_rank``, ``frobenius`` a block; each gradient is released once it is measured.
 
+        ``nulls``: whether random gradients stand beside them; they cost more than the rest.
         Status ``empty``: no backward pass reached the layer; ``refused``: see ``refused``.
         """
         moment = Moment(run, seed, step)
-        return [row for name in self._modules for row in self._block_rows(name, moment)]
+        return [row for name in self._modules for row in self._block_rows(name, moment, nulls)]
 
-    def _block_rows(self, name: str, moment: Moment) -> list[GeometryRow]:
+    def _block_rows(self, name: str, moment: Moment, nulls: bool) -> list[GeometryRow]:
         gradient = self._gradients.pop(name, None)
         if name in self.refused or gradient is None:
             nothing = undefined("refused" if name in self.refused else "empty", passes=0), NO_NULL
             return _rows(name, [nothing] * len(METRICS), 0, moment)
         tokens = int(gradient.tokens)
-        rows = matrix_rows(name, gradient.matrix_OI, tokens, moment)
+        rows = matrix_rows(name, gradient.matrix_OI, tokens, moment, nulls)
         for factor, weight in self._factors(name):
             if weight.grad is not None:
-                rows += matrix_rows(factor, weight.grad, tokens, moment)
+                rows += matrix_rows(factor, weight.grad, tokens, moment, nulls)
         return rows
 
     def _factors(self, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -179,12 +180,12 @@ def record_gradients(model: nn.Module, modules: str | None = None) -> Iterator[G
             recorder._open = False
 
 
-def matrix_rows(name: str, matrix_OI: Tensor, tokens: int, moment: Moment) -> list[GeometryRow]:
+def matrix_rows(name: str, matrix_OI: Tensor, tokens: int, moment: Moment, nulls: bool = True) -> list[GeometryRow]:
     """The three rows of one gradient that N tokens went into."""
     spectra = spectrum(Dense(matrix_OI))
     (stable,), (norm,) = stable_rank_estimates(spectra), frobenius_estimates(spectra)
     nuclear_null = stable_null = NO_NULL
-    if stable.status == "exact" and tokens:
+    if nulls and stable.status == "exact" and tokens:
         rank = tokens if tokens < min(matrix_OI.shape) else None
         nuclear_null = spectrum_null("nuclear_rank", *matrix_OI.shape, rank)
         stable_null = stable_rank_null(*matrix_OI.shape, rank)

@@ -102,7 +102,8 @@ class ConditionRecorder:
         self, model: nn.Module, gradients: GradientRecorder, activations: ActivationRecorder, loss_tokens: bool
     ) -> None:
         self.rows: list[GeometryRow] = []
-        """The rows of both probes behind the latest blocks."""
+        """The rows of both probes behind the latest blocks, without nulls: the condition holds two measurements
+        against each other, and random matrices would cost more than both."""
         self._model, self._gradients, self._activations = model, gradients, activations
         self._loss_tokens = loss_tokens
 
@@ -118,8 +119,9 @@ class ConditionRecorder:
 
     def blocks(self, *, run: str, seed: int, step: int) -> list[BlockCondition]:
         """One verdict a layer that both sides know, in the model's order; both recorders then start afresh."""
-        gradients = self._gradients.rows(run=run, seed=seed, step=step) + self._embedding_rows(Moment(run, seed, step))
-        inputs = self._activations.rows(run=run, seed=seed, step=step)
+        gradients = self._gradients.rows(run=run, seed=seed, step=step, nulls=False)
+        gradients += self._embedding_rows(Moment(run, seed, step))
+        inputs = self._activations.rows(run=run, seed=seed, step=step, nulls=False)
         self.rows = [*gradients, *inputs]
         stable = {(row.layer, row.module): row for row in inputs}
         by_place: dict[Place, dict[str, GeometryRow]] = {}
@@ -134,7 +136,7 @@ class ConditionRecorder:
             return []
         # (V, D) as it lies: ranks do not see the transpose. Rows of unseen tokens are zero.
         used_VD = module.weight.grad[module.weight.grad.abs().amax(1) > 0]
-        return matrix_rows(name, used_VD, 0, moment) if len(used_VD) else []
+        return matrix_rows(name, used_VD, 0, moment, nulls=False) if len(used_VD) else []
 
 
 @contextmanager
