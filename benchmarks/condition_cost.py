@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from common import ROOT, bootstrap_interval, print_table, write_results
 from telemetry_cost import ratio
@@ -34,7 +34,7 @@ def run_here(recipe: str, overrides: list[str], folder: Path, with_condition: bo
     from stablerank.training.session_base import Silence
 
     class Clock(TrainerCallback):
-        marks: list[float] = []
+        marks: ClassVar[list[float]] = []
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             self.marks.append(time.process_time())
