@@ -49,6 +49,41 @@ def finished(request: pytest.FixtureRequest, loss_recipe, tmp_path_factory: pyte
     return train(loss_recipe(request.param, tmp_path_factory.mktemp(request.param) / "run"))
 
 
+BLOCK_KINDS = ("activation", "gradient")
+
+
+def block_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
+    keys = ("step", "layer", "module", "kind", "metric")
+    return {tuple(row[key] for key in keys): row for row in folder.geometry.rows() if row["kind"] in BLOCK_KINDS}
+
+
+@pytest.mark.parametrize("objective", ["clm", "dpo"])
+def test_inputs_and_gradients_of_every_block_change_nothing_and_survive_a_kill(
+    objective: str, loss_recipe, tmp_path: Path
+) -> None:
+    """Killed after a checkpoint at which blocks were measured once more: the table ends equal, and no row twice."""
+    raw = loss_recipe(objective, tmp_path / "watched", geometry={"blocks_every": 2})
+    watched = train(raw)
+    plain = train(loss_recipe(objective, tmp_path / "plain"))
+    assert [row["loss"] for row in watched.metrics.rows()] == [row["loss"] for row in plain.metrics.rows()]
+    assert sum(row["blocks_seconds"] for row in plain.timings.rows()) == 0
+    assert [row["blocks_seconds"] > 0 for row in watched.timings.rows()] == [True, False, True, False]
+    rows = block_rows(watched)
+    values = {key: row["value"] for key, row in rows.items()}
+    assert {key[0] for key in rows} == {0, 2} and len(rows) == sum(
+        row["kind"] in BLOCK_KINDS for row in watched.geometry.rows()
+    )
+    assert {"q_proj", "down_proj"} <= {module.rpartition(".")[2] for _, _, module, _, _ in rows}
+    # As a kill right after the passes of step 3 would leave it; what is measured again must be what stood there.
+    (watched.path / "geometry" / "all.parquet").unlink()
+    watched.geometry.write(0, [row for key, row in rows.items() if key[0] == 0], part="blocks")
+    (watched.path / "geometry" / "step-00000002-blocks.parquet").write_bytes(b"half")
+    watched.summary_path.unlink()
+    (watched.checkpoints_path / "checkpoint-4" / COMPLETE).unlink()
+    again = {key: row["value"] for key, row in block_rows(continue_training(watched.path)).items()}
+    assert again == pytest.approx(values, rel=0, abs=0, nan_ok=True)
+
+
 def test_a_run_leaves_every_table(finished: RunFolder) -> None:
     assert [row["step"] for row in finished.metrics.rows()] == [1, 2, 3, 4]
     phases = [(row["phase"], row["step"]) for row in finished.evaluations.rows()]

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from stablerank.runs.atomic import write_json
 from stablerank.runs.folder import COMPLETE, RunFolder
+from stablerank.training.condition import ConditionCallback
 from stablerank.training.telemetry import GeometryCallback
 
 WALL_CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -32,10 +33,10 @@ def peak_memory_bytes() -> int:
 class MetricsCallback(TrainerCallback):
     """One metrics row and one timings row a step."""
 
-    def __init__(self, folder: RunFolder, telemetry: GeometryCallback | None) -> None:
-        self.folder, self.telemetry = folder, telemetry
+    def __init__(self, folder: RunFolder, telemetry: GeometryCallback | None, blocks: ConditionCallback | None) -> None:
+        self.folder, self.telemetry, self.blocks = folder, telemetry, blocks
         self.evaluation_seconds = 0.0
-        self._mark = (0.0, 0.0, 0.0)
+        self._mark = (0.0, 0.0, 0.0, 0.0)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -57,21 +58,22 @@ class MetricsCallback(TrainerCallback):
         kept = {key: value for key, value in logs.items() if key not in WALL_CLOCK}
         self.folder.metrics.append({"step": state.global_step, **kept})
         before, self._mark = self._mark, self._clocks()
-        wall, telemetry, evaluation = (now - then for now, then in zip(self._mark, before, strict=True))
+        wall, telemetry, blocks, evaluation = (now - then for now, then in zip(self._mark, before, strict=True))
         self.folder.timings.append(
             {
                 "step": state.global_step,
                 "step_seconds": round(wall - evaluation, 6),
                 "telemetry_seconds": round(telemetry, 6),
+                "blocks_seconds": round(blocks, 6),
                 "evaluation_seconds": round(evaluation, 6),
                 "peak_memory_bytes": peak_memory_bytes(),
             }
         )
 
-    def _clocks(self) -> tuple[float, float, float]:
-        """Seconds so far: on the wall, in telemetry, in held-out evaluation."""
-        measured = self.telemetry.seconds if self.telemetry else 0.0
-        return time.perf_counter(), measured, self.evaluation_seconds
+    def _clocks(self) -> tuple[float, float, float, float]:
+        """Seconds so far: on the wall, in telemetry, in spectra of blocks, in held-out evaluation."""
+        updates, blocks = (part.seconds if part else 0.0 for part in (self.telemetry, self.blocks))
+        return time.perf_counter(), updates, blocks, self.evaluation_seconds
 
 
 class CurveCallback(TrainerCallback):

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stablerank.probes.spectral_condition import BlockCondition, ConditionRecorder, record_condition
+from stablerank.runs.geometry_rows import GeometryRow
 
 ConditionSink = Callable[[int, list[BlockCondition]], None]
 
@@ -30,6 +31,8 @@ class ConditionCallback(TrainerCallback):
         self.sink, self.every, self.run, self.options = sink, every, run, options
         self.seconds = 0.0
         """Spent on the spectra; what the hooks cost is inside the step."""
+        self.rows: list[GeometryRow] = []
+        """The rows behind the latest verdicts, before ``sink`` is called."""
         self._open = ExitStack()
         self._recorder: ConditionRecorder | None = None
 
@@ -50,7 +53,9 @@ class ConditionCallback(TrainerCallback):
         """Hand over the verdicts of the step that is about to be taken."""
         if self._recorder is not None:
             started = time.perf_counter()
-            self.sink(state.global_step, self._recorder.blocks(run=self.run, seed=args.seed, step=state.global_step))
+            blocks = self._recorder.blocks(run=self.run, seed=args.seed, step=state.global_step)
+            self.rows = self._recorder.rows
+            self.sink(state.global_step, blocks)
             self.seconds += time.perf_counter() - started
             self._close()
 

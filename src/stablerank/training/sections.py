@@ -156,6 +156,8 @@ class GeometrySpec(Section):
     """Whether to measure the shift of the singular values at the last step: two whole spectra a matrix."""
     factors: bool = False
     """Whether to measure the nuclear rank of low-rank updates and the spectra of their factors too."""
+    blocks_every: int = Field(0, ge=0)
+    """Optimiser steps between measurements of what every block reads and of its gradient; 0 turns them off."""
 
 
 class LossGeometrySpec(GeometrySpec):

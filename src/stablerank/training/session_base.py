@@ -23,10 +23,13 @@ from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback, 
 
 from stablerank.adapters.counts import parameter_counts
 from stablerank.adapters.specs import AdapterSpec
+from stablerank.errors import RecipeError
+from stablerank.probes.spectral_condition import BlockCondition
 from stablerank.runs.folder import RunFolder, claim
 from stablerank.runs.manifest import code_state, device_state, file_hashes, package_versions
 from stablerank.training.callbacks import CheckpointCallback, CurveCallback, MetricsCallback, ProgressCallback
 from stablerank.training.closing import save_model
+from stablerank.training.condition import ConditionCallback
 from stablerank.training.landing_callback import LandingCallback
 from stablerank.training.policy import load_policy
 from stablerank.training.routing import route_trainer
@@ -154,10 +157,11 @@ class Session(ABC, Generic[RecipeT]):
         return int(trainer.state.global_step)
 
     def _trainer(self, folder: RunFolder) -> Trainer:
-        geometry = self._telemetry(folder)
-        metrics = MetricsCallback(folder, geometry)
+        geometry, blocks = self._telemetry(folder), self._blocks(folder)
+        metrics = MetricsCallback(folder, geometry, blocks)
         callbacks: list[TrainerCallback] = [LandingCallback()] if _is_polar(self.recipe.adapter) else []
-        callbacks += [*([geometry] if geometry else []), *self._curve(folder, metrics), metrics, CheckpointCallback()]
+        callbacks += [*([geometry] if geometry else []), *([blocks] if blocks else [])]
+        callbacks += [*self._curve(folder, metrics), metrics, CheckpointCallback()]
         callbacks += [*self._watchers(folder), ProgressCallback(self._advance)]
         # The adapter is drawn from this seed, whatever the evaluation before it consumed.
         set_seed(self.recipe.seed)
@@ -188,10 +192,31 @@ class Session(ABC, Generic[RecipeT]):
             return None
         return GeometryCallback(
             lambda step, rows: folder.geometry.write(step, [asdict(row) for row in rows]),
-            **self.recipe.geometry.model_dump(include=set(GeometrySpec.model_fields)),
+            **self.recipe.geometry.model_dump(include=set(GeometrySpec.model_fields) - {"blocks_every"}),
             run=folder.path.name,
             seed=self.recipe.seed,
         )
+
+    def _blocks(self, folder: RunFolder) -> ConditionCallback | None:
+        """Inputs and gradients of every block, in a part of the table of their own.
+
+        Those of a step are measured before it is taken, and so after the checkpoint that a resume at that step starts
+        from: it writes the same part again.
+        """
+        every = self.recipe.geometry.blocks_every
+        if not every:
+            return None
+        if self.state.num_processes > 1:
+            raise RecipeError(
+                f"geometry.blocks_every={every} measures the gradient of one process, but {self.state.num_processes} "
+                "train; set it to 0, or train with one process."
+            )
+
+        def sink(step: int, blocks: list[BlockCondition]) -> None:
+            folder.geometry.write(step, [asdict(row) for row in callback.rows], part="blocks")
+
+        callback = ConditionCallback(sink, every=every, run=folder.path.name)
+        return callback
 
     def _advance(self, step: int, logs: dict[str, Any]) -> None:
         self.progress.advance(step, f"{self.progress_key} {logs.get(self.progress_key, float('nan')):.2f}")
