@@ -54,3 +54,16 @@ def test_nuclear_rank_grows_and_the_features_of_relu_stay_bounded():
     assert large.stable_rank < 1.3 * world.RELU
     assert large.nuclear_rank[1] > 2 * small.nuclear_rank[1]
     assert world.descend("swiglu", 128, 0, [0]).stable_rank > 3 * large.stable_rank
+
+
+def test_spikes_are_over_a_bulk_of_order_one_and_leave_the_gradient_in_the_window():
+    width = 256
+    a = world.spiked_features(width, 1).numpy()
+    energies = np.sort(np.linalg.eigvalsh(a @ a.T / a.shape[1]))[::-1]
+    assert energies[:3] == pytest.approx([width**exponent for exponent in world.SPIKES], rel=0.25)
+    assert energies[3] < 3  # the edge of the bulk is (1 + 1/2)^2
+    start, end = world.window(width)
+    path = world.descend_on(torch.from_numpy(a), 1, [0, start, end])
+    assert path.stable_rank == pytest.approx(energies.sum() / energies[0])
+    assert path.nuclear_rank[0] < 10
+    assert min(path.nuclear_rank[1:]) > width / 4

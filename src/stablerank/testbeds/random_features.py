@@ -9,7 +9,11 @@ exactly ``-W* (I - H / L_F)^t H``, so that any t costs one product and nothing i
 
 Numerics: fp64. Source: Davis, Drusvyatskiy (2512.04299), sections 2 and 3, figure 12; METHODS.md 5.3, 5.4.
 
-Left out on purpose: spiked covariances; spectral descent itself, whose gradient has no closed form.
+Spiked features ``A = sqrt(N) sum_i sqrt(lambda_i) u_i v_i^T + Gaussian`` put eigenvalues ``d^e`` over a bulk of order
+one (`SPIKES`): with the step ``1 / L_F`` the spikes are learnt after some ``d^(1/2) log d`` steps and the bulk not
+before ``d`` steps. Between the two, `window`, theorem 3.6 promises a nuclear rank of order d, with st(A) of order one.
+
+Left out on purpose: spectral descent itself, whose gradient has no closed form.
 """
 
 import math
@@ -61,9 +65,32 @@ def features(activation: str, width: int, seed: int) -> Tensor:
     return ACTIVATIONS[activation](first_KD @ x_DN / inputs**0.5, gate_KD @ x_DN / inputs**0.5)
 
 
+SPIKES = (1.0, 0.75, 0.5)
+"""Exponents of the spikes' eigenvalues in the dimension: the largest is u, the smallest l."""
+
+
+def spiked_features(width: int, seed: int) -> Tensor:
+    """A, (K, N) with N = 4 K."""
+    draw, samples = torch.Generator().manual_seed(seed), 4 * width
+    left_KR, right_NR = (torch.linalg.qr(_normal(size, len(SPIKES), draw)).Q for size in (width, samples))
+    sizes_R = (samples * width ** torch.tensor(SPIKES, dtype=torch.float64)).sqrt()
+    return left_KR * sizes_R @ right_NR.T + _normal(width, samples, draw)
+
+
+def window(width: int) -> tuple[int, int]:
+    """From where the smallest spike is learnt to where the bulk begins to be, in steps; both constants 1."""
+    largest, smallest = max(SPIKES), min(SPIKES)
+    return math.ceil(width ** (largest - smallest) * math.log(width)), math.floor(width**largest)
+
+
 def descend(activation: str, width: int, seed: int, steps: Sequence[int]) -> Path:
     """The nuclear rank of the gradient along gradient descent, K outputs."""
-    a_KN = features(activation, width, seed)
+    return descend_on(features(activation, width, seed), seed, steps)
+
+
+def descend_on(a_KN: Tensor, seed: int, steps: Sequence[int]) -> Path:
+    """The same of given features; ``seed`` draws the teacher."""
+    width = len(a_KN)
     energies_K, basis_KK = torch.linalg.eigh(a_KN @ a_KN.T / a_KN.shape[1])
     teacher_OK = _normal(width, width, torch.Generator().manual_seed(seed + 1000)) @ basis_KK
     shrink_K = 1 - energies_K / energies_K[-1]
