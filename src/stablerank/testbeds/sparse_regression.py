@@ -4,9 +4,10 @@ Legend: D inputs, H hidden units, N samples.
 
 Contract: the target is ``x_1 x_2 x_3`` of D Gaussian inputs, the network has three hidden layers of 4 D units without
 biases (squared ReLU, or SwiGLU with a gate matrix a layer), the loss is ``|f - y|^2 / (2 N)`` over the whole batch. A
-block with gradient G and input A moves by ``m_e G N / |A|_2^2`` or by ``m_s |G|_* polar(G) N / |A|_F^2``. Both steps are stateless, so that a rule may choose anew at every step: ``condition`` takes the spectral one
-where ``nr(G) >= st(A)``, ``against`` where not, ``middle`` at the matrices between hidden layers, ``ends`` at the first
-and the last. A course that leaves the finite numbers ends there, with infinite losses.
+block with gradient G and input A moves by ``m_e G N / |A|_2^2`` or by ``m_s |G|_* polar(G) N / |A|_F^2``. Both steps
+are stateless, so that a rule may choose anew at every step: ``condition`` takes the spectral one where
+``nr(G) >= st(A)``, ``against`` where not, ``middle`` at the matrices between hidden layers, ``ends`` at the first and
+the last. A course that leaves the finite numbers ends there, with infinite losses.
 
 Numerics: fp64, one SVD a block and step. Source: Davis, Drusvyatskiy (2512.04299), section 5 and its code
 (METHODS.md 5.4), which has ``middle`` alone, at D = 128 and N = 512.
