@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from statistics import fmean
+from typing import Any
 
 from tables import load, table
 
@@ -114,7 +115,7 @@ def one_step() -> str:
             *(_share(found[key]) for key in ("condition_says_spectral", "spectral_better", "named")),
             f"{100 * found['best_constant']:.0f} %",
             f"{found['strong_misses']} of {found['strong_cases']}",
-            _interval(found["correlation"]),
+            _interval({part: max(-1.0, min(1.0, value)) for part, value in found["correlation"].items()}),
         ]
         for world, found in load("one_step")["judged"].items()
     ]
@@ -171,7 +172,7 @@ def sparse() -> str:
 
 
 def sparse_verdicts() -> str:
-    judged = load("testbed_sparse")["verdicts"]
+    judged = _verdicts("testbed_sparse")
     return table("claim | verdict", [[claim, outcome] for claim, outcome in judged.items()])
 
 
@@ -215,8 +216,16 @@ def _loss(loss: float | None) -> str:
 
 
 def _held(name: str) -> str:
-    judged = load(name)["verdicts"]
+    judged = _verdicts(name)
     return table("claim, all seeds | held", [[claim, "yes" if held else "no"] for claim, held in judged.items()])
+
+
+def _verdicts(name: str) -> Any:
+    """Raises FileNotFoundError where some arms are still to come."""
+    judged = load(name)["verdicts"]
+    if not judged:
+        raise FileNotFoundError(name)
+    return judged
 
 
 def _power(fit: dict[str, float]) -> str:
