@@ -97,14 +97,12 @@ def verdicts(arms: dict[str, Any]) -> dict[str, str]:
 
 
 def _figure(arms: dict[str, Any]) -> None:
-    panels = {
-        world: {
-            rule: (range(1, len(curve) + 1), [np.nan if loss is None else loss for loss in curve])
-            for rule in RULES
-            if (curve := arms[f"{world} | {rule}"]["curve"])
-        }
-        for world in WORLDS
-    }
+    """Of the arms that are done."""
+    panels: dict[str, Any] = {}
+    for arm, found in arms.items():
+        world, rule = arm.split(" | ")
+        curve = [np.nan if loss is None else loss for loss in found["curve"]]
+        panels.setdefault(world, {})[rule] = range(1, len(curve) + 1), curve
     save_panels(panels, "step", FIGURE, log_y=True)
 
 
@@ -126,8 +124,8 @@ def main() -> None:
         write_results(arguments.results, settings, {"arms": done, "verdicts": judged})
         found = by_name[arm]
         print(arm, found["multipliers"], found["train"], found["test"], flush=True)
+        _figure(by_name)
         if judged:
-            _figure(by_name)
             print_table("Verdicts", ["claim", "verdict"], [[claim, outcome] for claim, outcome in judged.items()])
 
 
