@@ -2,7 +2,8 @@
 
 ``python benchmarks/testbed_spiked.py`` (two minutes on one core) takes the nuclear rank before the first step, at both
 ends of theorem 3.6's window, and long after it, fits growth with dimension as powers with 95 % t intervals, and judges
-by the rules in `verdicts`, written before the seeds were drawn. The control has the same bulk and no spike.
+by the rules in `verdicts`. One constant, where the window begins, was halved after a first look at these seeds, because
+at dimension 64 it began after its end; all verdicts were the same before. The control has the same bulk and no spike.
 """
 
 from typing import Any
