@@ -23,13 +23,13 @@ from torch import Tensor
 
 from stablerank.errors import DataError
 from stablerank.evaluation.subjects import Subject, subject
+from stablerank.evaluation.text_loss import IGNORED
 from stablerank.probes.spectral_condition import BlockCondition, record_condition
 from stablerank.tasks import files
 from stablerank.tasks.arithmetic import problems
 
 ARITHMETIC = "arithmetic"
 """The name of generated problems of the embedded models."""
-IGNORED = -100
 MICRO_BATCH = 8
 Progress = Callable[[int, int, str], None]
 """``progress(texts done, texts in all, note)``."""

@@ -24,7 +24,7 @@ divided by the power of two of their largest entry, which rounds nothing, so tha
 
   which is 7e-8 at worst for 512 by 1536; measured errors are below 1e-14. An fp32 Gram would halve the cost and give
   up nine of these digits.
-- lambda_1 of a large G comes from power iteration where that is as good as LAPACK, for a fifth of its time or less. For
+- lambda_1 of a large G comes from power iteration where that is as good as LAPACK, and cheaper. For
   a unit v with theta = v'Gv and r = ||Gv - theta v||, every eigenvalue but one is at most mu = (||G||_F^2 -
   theta^2)^(1/2) once mu < theta, so that (Kato and Temple) lambda_1 lies in [theta, theta + r^2 / (theta - mu)]. Taken
   when mu is at most 0.9 theta and that interval no wider than u theta; else, or after `POWER_STEPS`, LAPACK decides.
@@ -32,7 +32,7 @@ divided by the power of two of their largest entry, which rounds nothing, so tha
 - Centring subtracts the mean in fp64 before anything is squared. A spread of no more than L eps of the largest entry
   is rounding, and counts as zero.
 
-Cost O(L D K) a sequence. Of 512 by 1536 on one CPU core: 0.06 s for the stable rank, 0.09 s for all values.
+Cost O(L D K) a sequence. `benchmarks/scorer_cost.py` holds it against the forward pass.
 
 Source: arXiv 2512.02807, equation 1, which is uncentred; centring is an ablation.
 
@@ -48,7 +48,7 @@ from torch import Tensor
 
 _EPS = torch.finfo(torch.float64).eps
 POWER_SIZE, POWER_STEPS = 96, 18
-"""From this K power iteration is tried, for so many steps; measured on one core, below it LAPACK is as fast."""
+"""From this K power iteration is tried, for so many steps; below it LAPACK is about as fast."""
 
 
 @torch.no_grad()
