@@ -79,8 +79,9 @@ def spectra_batched(hidden_BTD: Tensor, mask_BT: Tensor | None = None, *, center
 def _live_states(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Iterator[Tensor]:
     """The live tokens ``(L, D)`` of one sequence after the other, in fp64."""
     live_BT = _live_tokens(hidden_BTD, mask_BT)
-    for states_TD, live_T in zip(hidden_BTD, live_BT, strict=True):
-        yield states_TD[live_T].double()  # a copy, row after row, whatever the layout of the batch
+    # One gather for the batch: a copy, row after row, whatever the layout of the batch.
+    for live_LD in torch.split(hidden_BTD[live_BT], live_BT.sum(1).tolist()):
+        yield live_LD.double()
 
 
 def _live_tokens(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:

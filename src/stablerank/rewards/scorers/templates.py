@@ -28,6 +28,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -144,13 +145,13 @@ class Encoder:
         laid_out = [self._chat(each) if self.layout.template == "chat" else self._text(each) for each in answers]
         texts = ["".join(piece for piece, _ in pieces) for pieces in laid_out]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        parts = zip(encoded["input_ids"], encoded["offset_mapping"], laid_out, strict=True)
-        return [self._kept(ids, _covering(offsets, pieces)) for ids, offsets, pieces in parts]
+        covering = _covering(encoded["offset_mapping"], laid_out)
+        return [self._kept(ids, response_L) for ids, response_L in zip(encoded["input_ids"], covering, strict=True)]
 
-    def _kept(self, ids: list[int], response_L: NDArray[np.bool_]) -> Tokens:
+    def _kept(self, ids: list[int], response_L: list[bool]) -> Tokens:
         first = [] if self.layout.template == "chat" or not self.layout.bos else self._beginning
         kept = slice(self.window) if self.layout.truncate == "right" else slice(-self.window, None)
-        return Tokens((*first, *ids)[kept], (*[False] * len(first), *response_L.tolist())[kept])
+        return Tokens((*first, *ids)[kept], (*[False] * len(first), *response_L)[kept])
 
     def _text(self, answer: Answer) -> list[Piece]:
         before, between = TEXTS[self.layout.template]  # type: ignore[index]  # a text template, as the caller saw
@@ -228,15 +229,21 @@ def _content(turn: Message) -> str:
     return completion_text([{"role": "assistant", "content": turn.get("content")}])
 
 
-def _covering(offsets: Sequence[tuple[int, int]], pieces: Sequence[Piece]) -> NDArray[np.bool_]:
-    """Which tokens cover a character of a piece that counts.
+def _covering(offsets_N: Sequence[Sequence[tuple[int, int]]], pieces_N: Sequence[Sequence[Piece]]) -> list[list[bool]]:
+    """Of each text, which tokens cover a character of a piece that counts; the texts as one, end to end, for speed.
 
     A token begins where the one before it ended, at the latest: byte-level tokenizers leave the space before a word,
     or a token of spaces alone, out of their offsets.
     """
-    kept = [(len(text), len(text) * counts) for text, counts in pieces if text]
+    sizes_N = np.array([sum(len(text) for text, _ in pieces) for pieces in pieces_N])
+    lengths_N = np.array([len(offsets) for offsets in offsets_N])
+    begins_L = np.repeat(np.cumsum(sizes_N) - sizes_N, lengths_N)
+    flat = np.fromiter(chain.from_iterable(chain.from_iterable(offsets_N)), dtype=np.int64, count=2 * lengths_N.sum())
+    starts_L, ends_L = flat.reshape(-1, 2).T + begins_L
+    before_L = np.maximum(np.concatenate([[0], ends_L])[: len(ends_L)], begins_L)
+    starts_L = np.minimum(starts_L, before_L)
+    kept = [(len(text), len(text) * counts) for pieces in pieces_N for text, counts in pieces if text]
     ends_P, counted_P = np.cumsum([(0, 0), *kept], axis=0).T
-    starts_L, ends_L = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
-    starts_L = np.minimum(starts_L, np.concatenate([[0], ends_L])[: len(ends_L)])
     # Characters that count before a place: linear inside a piece.
-    return np.asarray(np.interp(ends_L, ends_P, counted_P) > np.interp(starts_L, ends_P, counted_P))
+    covers_L = np.interp(ends_L, ends_P, counted_P) > np.interp(starts_L, ends_P, counted_P)
+    return [part.tolist() for part in np.split(covers_L, np.cumsum(lengths_N)[:-1])]
