@@ -4,13 +4,15 @@ Arms over the same batches, interleaved in an order that turns: the plain pass (
 mask that are ready: no head, no states kept), and `score` from texts to numbers, tokens and templates included, for
 stable rank alone, for the six spectral scores on one spectrum, and for these with the three token scores. A batch is
 timed in every arm, and what is reported is the median over batches of the ratio to the plain pass, less one, with a
-95 % bootstrap interval over batches. Times are the process's CPU seconds, so that other programs weigh little.
+95 % bootstrap interval over batches. Times are the process's CPU seconds, so that other programs weigh little; torch
+and the tokenizer work on one thread each, for CPU seconds would count the tokenizer's idle ones.
 
 SmolLM2 reads LLMBar's responses in its chat template, the embedded student its own task's solutions.
 """
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -118,6 +120,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--dry", action="store_true", help="print, and write no file")
     chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     cells = [(model, dtype) for model in chosen.models for dtype in DTYPES[model]]
     found = [measure(model, dtype, chosen.batches or BATCHES[model], ROWS[model]) for model, dtype in cells]
     rows = [
