@@ -146,6 +146,9 @@ ADAPTERS = [
     {"kind": "lora", "r": 4, "alpha": 8},
     {"kind": "rslora", "r": 4},
     {"kind": "dora", "r": 4},
+    {"kind": "eva", "r": 4},
+    {"kind": "olora", "r": 4},
+    {"kind": "corda", "r": 4},
     {"kind": "pissa", "r": 4},
     {"kind": "milora", "r": 4},
     {"kind": "geora", "r": 4},
@@ -165,6 +168,15 @@ def test_the_first_loss_of_dpo_is_ln_2(loss_recipe, tmp_path: Path, adapter: dic
     before = next(row for row in folder.evaluations.rows() if row["phase"] == "before")
     assert before["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert before["margin"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_first_loss_of_dpo_is_ln_2_where_an_adapter_goes_on(
+    finished: RunFolder, loss_recipe, tmp_path: Path
+) -> None:
+    """The reference is the adapter as it was loaded, which is far from the base."""
+    changes = {"adapter": {"kind": "saved", "path": str(finished.model_path)}, "trainer": {"max_steps": 1}}
+    folder = train(loss_recipe("dpo", tmp_path / "run", geometry={"every": 0}, evaluation={"every": 0}, **changes))
+    assert folder.metrics.rows()[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["clm", "dpo"])

@@ -95,19 +95,18 @@ def test_a_column_that_a_reward_reads_is_missed_where_it_is_read(small_recipe, t
     assert not (tmp_path / "run").exists()
 
 
+def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Our command on two processes. Without a GPU this means two CPU processes; `--cpu` would start only one."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "-m", "stablerank", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.mark.slow
 def test_accelerate_launch_on_two_processes(small_recipe, tmp_path: Path) -> None:
     raw = small_recipe(tmp_path / "run", trainer={"max_steps": 2, "per_device_train_batch_size": 6})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
-    # Without a GPU this means two CPU processes; `--cpu` would start only one.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "stablerank", "train", str(tmp_path / "recipe.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = launched("train", str(tmp_path / "recipe.yaml"))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = RunFolder(tmp_path / "run")
     assert folder.manifest()["device"]["processes"] == 2
@@ -120,3 +119,11 @@ def test_accelerate_launch_on_two_processes(small_recipe, tmp_path: Path) -> Non
             rows = [row for row in trained if (row["step"], row["group"]) == (step, group)]
             assert len({row["prompt"] for row in rows}) == 1 and len(rows) == 4
             assert sum(row["advantage"] for row in rows) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_blocks_are_refused_on_two_processes_before_anything_is_written(small_recipe, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_recipe(tmp_path / "run", geometry={"blocks_every": 2})))
+    done = launched("train", str(tmp_path / "recipe.yaml"))
+    assert done.returncode != 0 and not (tmp_path / "run").exists()
+    assert "geometry.blocks_every=2 measures the gradient of one process, but 2 train" in done.stderr

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, set_seed
 
+from stablerank.cli.dry_run import print_plan
 from stablerank.facade import train
 from stablerank.tasks.arithmetic import problems, slipped
 from stablerank.training.recipe import load_recipe
@@ -72,6 +73,15 @@ def test_it_trains_the_four_modules_of_every_block(small: list[str], objective: 
     assert updates == {(layer, module) for layer in (0, 1) for module in MODULES}
     effects = [r for r in folder.geometry.rows() if (r["kind"], r["metric"]) == ("effect", "stable_rank")]
     assert len(effects) == 4 and all(row["value"] >= 1 for row in effects)
+
+
+@pytest.mark.parametrize("objective", ["clm", "dpo"])
+def test_the_dry_run_prices_it(small: list[str], objective: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(str(RECIPES / f"gpu-pythia-{objective}.yaml"), [*small, "adapter.r=8"])
+    printed = capsys.readouterr().out
+    shapes = [(32, 96), (32, 32), (32, 64), (64, 32)]
+    assert f"objective: {objective}" in printed
+    assert f"trainable parameters  {2 * 8 * sum(map(sum, shapes)):,} " in printed, "factors of every block's matrices"
 
 
 def test_bitfit_trains_the_biases_that_gpt_neox_has(small: list[str], tmp_path: Path) -> None:

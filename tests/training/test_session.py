@@ -42,6 +42,16 @@ def test_a_run_leaves_every_table(finished: RunFolder) -> None:
     assert finished.report_path.read_text().startswith("<!doctype html>")
 
 
+def test_inputs_and_gradients_of_every_block_change_nothing(small_recipe, finished: RunFolder, tmp_path: Path) -> None:
+    folder = train(small_recipe(tmp_path / "run", geometry={"blocks_every": 2}))
+    kinds = ("activation", "gradient")
+    rows = [row for row in folder.geometry.rows() if row["kind"] in kinds]
+    assert {(row["step"], row["kind"]) for row in rows} == {(step, kind) for step in (0, 2) for kind in kinds}
+    assert {"q_proj", "down_proj"} <= {row["module"].rpartition(".")[2] for row in rows}
+    assert any(row["kind"] == "gradient" and math.isfinite(row["value"]) for row in rows)
+    assert [row["loss"] for row in folder.metrics.rows()] == [row["loss"] for row in finished.metrics.rows()]
+
+
 def test_the_summary_is_what_the_tables_say(finished: RunFolder) -> None:
     summary = finished.summary()
     rows = [row for row in finished.rollouts.rows() if row["phase"] == "after"]

@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from stablerank.errors import RunFolderError
 from stablerank.reports import (
+    block_figures,
     diagnosis_figures,
     effect_figures,
     figures,
@@ -123,7 +124,7 @@ def _pictures(run: Run) -> dict[str, Any]:
     curve = loss_figures.loss_curve(run.losses, run.loss_unit) if run.loss_unit else figures.learning_curve(run)
     beside = held_out_figures.held_out_panels(run.losses)
     pictures = {"curve": curve, "beside": beside, "metrics": drawn, "missing": missing, "window": window}
-    pictures["effects"] = _effects(run)
+    pictures |= {"effects": _effects(run), "blocks": block_figures.block_panels(run.blocks)}
     if run.ranks is None or not findings.has_geometry(run):
         return pictures | {"ranks": None}
     grids, readings = geometry.grids(run.ranks), geometry.readings(run.ranks)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stablerank.reports.blocks import BlockSides, block_sides
 from stablerank.reports.losses import UNITS, LossEvaluation, LossSummary, best, loss_evaluation, loss_summary
 from stablerank.runs.folder import RunFolder
 
@@ -120,6 +121,8 @@ class Run:
     ranks: UpdateRanks | None
     effects: UpdateRanks | None
     """Of the change of every layer's output, where it was measured."""
+    blocks: Sequence[BlockSides]
+    """Both sides of the spectral condition, where they were measured."""
     before: Sequence[Rollout]
     after: Sequence[Rollout]
     damage: tuple[str, ...]
@@ -184,6 +187,7 @@ def read_run(path: Path) -> Run:
         losses=tolerant("evaluations.jsonl", lambda: [loss_evaluation(row) for row in rows()], []) if has_loss else [],
         ranks=tolerant("geometry/", lambda: _stable_ranks(folder.geometry.read(), "update"), None),
         effects=tolerant("geometry/", lambda: _stable_ranks(folder.geometry.read(), "effect"), None),
+        blocks=tolerant("geometry/", lambda: block_sides(folder.geometry.read()), []),
         before=tolerant("rollouts/ (before)", lambda: _rollouts(folder.rollouts.read(), "before", bar), []),
         after=tolerant("rollouts/ (after)", lambda: _rollouts(folder.rollouts.read(), "after", bar), []),
         damage=tuple(damage),

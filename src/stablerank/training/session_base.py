@@ -73,6 +73,11 @@ class Session(ABC, Generic[RecipeT]):
         huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
         self.recipe, self.progress = recipe, progress
         self.state = PartialState(cpu=not torch.cuda.is_available())
+        if (every := recipe.geometry.blocks_every) and self.state.num_processes > 1:
+            raise RecipeError(
+                f"geometry.blocks_every={every} measures the gradient of one process, but {self.state.num_processes} "
+                "train; set it to 0, or train with one process."
+            )
         self.config = self._config(str(Path(recipe.output) / "checkpoints"))
         set_seed(recipe.seed)
         self.model, self.tokenizer = load_policy(recipe)
@@ -206,11 +211,6 @@ class Session(ABC, Generic[RecipeT]):
         every = self.recipe.geometry.blocks_every
         if not every:
             return None
-        if self.state.num_processes > 1:
-            raise RecipeError(
-                f"geometry.blocks_every={every} measures the gradient of one process, but {self.state.num_processes} "
-                "train; set it to 0, or train with one process."
-            )
 
         def sink(step: int, blocks: list[BlockCondition]) -> None:
             folder.geometry.write(step, [asdict(row) for row in callback.rows], part="blocks")
