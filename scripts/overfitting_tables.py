@@ -77,6 +77,20 @@ def gradient_course(objective: str) -> str:
     return table(" | ".join(["step", *(f"`{name}`" for name in columns)]), rows)
 
 
+def rank_one_gradients() -> str:
+    """Means over seeds with Student's interval."""
+    measures = {"held_out_rise": "+", "rank_at_best": "", "rank_at_end": "", "trend_after": "+"}
+    rows = [
+        [
+            f"{row['objective']}, {row['arm']}",
+            *(_interval(found, measures[name]) if found else "" for name, found in row["measures"].items()),
+        ]
+        for row in load("rank_one_gradients")["rows"]
+    ]
+    head = "gradients | rise of the held-out loss | rank of update at the best | at the end | trend after"
+    return table(head, rows)
+
+
 def _part(found: dict[str, Any], part: str, objective: str) -> dict[str, Any]:
     return next(one for one in found["parts"] if (one["part"], one["objective"]) == (part, objective))
 

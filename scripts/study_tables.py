@@ -58,6 +58,21 @@ def overfitting_lengths_arms() -> str:
     return arms("overfitting-lengths", {**chosen, "rank of update at the best": "update_rank_at_best"})
 
 
+def overfitting_widths_verdict() -> str:
+    return verdict("overfitting-widths", "estimate")
+
+
+def overfitting_widths_arms() -> str:
+    columns = (
+        "best held-out loss at step",
+        "rise of it after that, nats",
+        "rank of update, loss at 1/2",
+        "trend of update after",
+    )
+    chosen = {name: COLUMNS[name] for name in columns}
+    return arms("overfitting-widths", {**chosen, "rank of update at the best": "update_rank_at_best"})
+
+
 def overfitting_arms() -> str:
     return arms("overfitting-signature", COLUMNS)
 

@@ -73,8 +73,8 @@ def demo_tuning() -> str:
     return table("setting | step 10 | step 20 | step 30 | after 60 | mean stable rank", rows)
 
 
-def telemetry_cost() -> str:
-    results = load("telemetry_cost")
+def telemetry_cost(name: str = "telemetry_cost") -> str:
+    results = load(name)
     named = {"wall time, with : without": "ratio_with_to_without", "share clocked inside the run": "share_inside"}
     rows = [[name, *(f"{results[key][part]:.4f}" for part in ("value", "low", "high"))] for name, key in named.items()]
     pairs = len(results["train_seconds_with"])
@@ -348,6 +348,9 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "overfitting_lengths_arms": study_tables.overfitting_lengths_arms,
     "overfitting_lengths_verdict": study_tables.overfitting_lengths_verdict,
     "overfitting_verdict": study_tables.overfitting_verdict,
+    "overfitting_widths_arms": study_tables.overfitting_widths_arms,
+    "overfitting_widths_verdict": study_tables.overfitting_widths_verdict,
+    "rank_one_gradients": overfitting_tables.rank_one_gradients,
     "process_alignment": process_alignment,
     "process_first_wrong": process_first_wrong,
     "measure_scale": measure_scale,
