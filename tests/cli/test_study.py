@@ -1,8 +1,10 @@
 """`stablerank study` as typed: from the template to a verdict, exit codes, one sentence for each mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -152,3 +154,66 @@ def test_help_loads_nothing_heavy():
     code = "import sys; from stablerank.cli.app import app; print({'torch', 'scipy', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def write_matrix(folder):
+    """Two checkpoints by one axis, one seed each."""
+    axes = {"shape": {"wide": None, "tall": {"spec": "tall.safetensors"}}}
+    rule = {"kind": "difference", "column": "stable_rank", "arm": "wide", "against": "tall"}
+    write_study(
+        folder,
+        seeds=[0],
+        arms={},
+        matrix={"kind": "measure", "spec": "model.safetensors", "axes": axes},
+        hypotheses={"wider": {"claim": "It is.", "rule": rule}},
+    )
+    save_file({f"matrix{i}": torch.randn(20, 3) for i in range(6)}, folder / "tall.safetensors")
+    return folder
+
+
+def test_a_matrix_from_run_to_report_and_diff(run, tmp_path):
+    folder = write_matrix(tmp_path / "study")
+    assert run("study", "run", folder, "--where", "shape=tall")[1].startswith("1 cell: 1 done\n")
+    code, out, _ = run("study", "status", folder, "--where", "shape=wide", "--json")
+    assert (code, [cell["state"] for cell in json.loads(out)]) == (0, ["missing"])
+    assert run("study", "run", folder)[:2] == (0, f"2 cells: 2 done\nnext: `stablerank study verdict {folder}`\n")
+    code, out, _ = run("study", "report", folder, "--column", "matrices")
+    assert (code, out.splitlines()[-3:]) == (0, ["| shape tall | shape wide |", "| --- | --- |", "| 6 | 6 |"])
+    found = json.loads(run("study", "report", folder, "--json")[1])
+    assert found["axes"] == {"shape": ["tall", "wide"]}
+
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    assert run("study", "diff", folder, other) == (0, "no difference\n", "")
+    (other / "results" / "tall--0.json").unlink()
+    assert run("study", "diff", folder, other)[:2] == (1, "tall--0: done | no result\n")
+    assert json.loads(run("study", "diff", folder, other, "--json")[1])[0]["cell"] == "tall--0"
+
+
+def test_a_detached_run_goes_on_alone(run, tmp_path):
+    folder = write_matrix(tmp_path / "study")
+    code, out, _ = run("study", "run", folder, "--detach")
+    assert code == 0 and out.startswith("running in the background")
+    deadline = time.monotonic() + 60
+    while len(list((folder / "results").glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    log = folder / "logs" / "run.log"
+    while "next:" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "2 cells: 2 done" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--where", "shape=round"), "no cell has shape=round"),
+        (("run", "--detach", "--cell", "round--0"), "none of the plan's 2"),
+        (("status", "--where", "colour=red"), "no 'colour'"),
+        (("report", "--column", "beauty"), "no result has column 'beauty'"),
+    ],
+)
+def test_a_mistake_about_the_matrix_is_one_sentence(run, tmp_path, arguments, said):
+    verb, *others = arguments
+    code, out, err = run("study", verb, write_matrix(tmp_path / "study"), *others)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err

@@ -110,7 +110,7 @@ def numbers(study):
 def run_here(study, place):
     """The cells of a study, one after the other in this process and without a runner, in a folder of their own."""
     shutil.copytree(study.path, place, ignore=shutil.ignore_patterns("results", "runs", "logs", "verdict*"))
-    for cell in sorted((place / "cells").iterdir()):
+    for cell in sorted((place / "cells").glob("*.json")):
         run_cell(cell)
     return StudyFolder(place)
 
@@ -147,9 +147,10 @@ def test_killing_runner_and_cells_anywhere_changes_nothing(tmp_path):
             os.killpg(cells_under_way(study)[cell], signal.SIGKILL)
         steps.append((cell, state))
 
-    bereft = run(study.path, progress=kill_the_first)
+    bereft = run(study.path, progress=kill_the_first, retries=0)
     (lost,) = (cell.cell for cell in bereft if cell.state != "done")
-    assert steps[:2] == [(lost, "running"), (lost, "missing")]
+    assert steps[:2] == [(lost, "running"), (lost, "failed")]
+    assert next(cell.error for cell in bereft if cell.cell == lost).startswith("its process was killed by SIGKILL")
 
     steps.clear()
     finished = run(study.path, progress=lambda *step: steps.append(step))

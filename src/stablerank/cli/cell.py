@@ -16,8 +16,12 @@ def cell(
 
         tether()
     from stablerank.studies.cells import run_cell
+    from stablerank.studies.processes import cell_claimed
+    from stablerank.studies.task import read_task
 
-    result = run_cell(file)
+    read_task(file)
+    with cell_claimed(file):
+        result = run_cell(file)
     print(f"{result['cell']}: {result['error'] or 'done'} ({result['seconds']:.1f} s)")
     if result["status"] == "failed":
         raise typer.Exit(1)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Lock a question, run its cells, get a computed verdict.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="The study folder.", metavar="FOLDER")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Where = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE,...", help="Axis, arm, seed or kind of the cells.")]
 
 
 @app.command("new")
@@ -50,38 +51,82 @@ def lock(folder: Folder) -> None:
 @app.command("run")
 def run(
     folder: Folder,
-    jobs: Annotated[int, typer.Option(help="Cells at a time; they share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Cells at a time; here they share the cores.")] = 1,
+    cell: Annotated[list[str] | None, typer.Option(metavar="ID", help="This cell only; again for more.")] = None,
+    where: Where = None,
+    retries: Annotated[int, typer.Option(help="Starts again of a cell whose process died.")] = 1,
+    memory: Annotated[float | None, typer.Option(help="GiB for all cells together, where arms say their need.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background; `study status` tells.")] = False,
 ) -> None:
     """Run every cell that has no result yet, the most difficult first; also after a crash.
 
-    Exit code 1 when a cell failed or died; it is named, its log lies in FOLDER/logs, and the same command tries again.
+    Exit code 1 when a cell failed; it is named, its log lies in FOLDER/logs, and the same command tries again.
     """
+    from stablerank.studies.executors.local import Local
     from stablerank.studies.plan import load_plan
     from stablerank.studies.runner import run as run_study
+    from stablerank.studies.selection import parse_where, selected
 
-    cells = len(load_plan(folder / "plan.yaml").cells())
+    ids, labels = cell or [], parse_where(where or [])
+    cells = len(selected(load_plan(folder / "plan.yaml"), ids, labels))
+    if detach:
+        _detach(folder)
+        return
     try:
         with _bar(cells) as progress:
-            found = run_study(folder, jobs=jobs, progress=progress)
+            found = run_study(
+                folder,
+                jobs=jobs,
+                cells=ids,
+                where=labels,
+                retries=retries,
+                executor=Local(memory),
+                progress=progress,
+            )
     except KeyboardInterrupt:
         print(f"stablerank: interrupted; go on with `stablerank study run {folder}`.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(_summary(found))
-    broken = [cell for cell in found if cell.state in ("failed", "missing")]
-    for cell in broken:
-        reason = cell.error or "its process died without a result"
-        print(f"stablerank: {cell.cell}: {reason} (log: {folder / 'logs' / cell.cell}.log)", file=sys.stderr)
+    broken = [state for state in found if state.state == "failed"]
+    for state in broken:
+        print(f"stablerank: {state.cell}: {state.error} (log: {folder / 'logs' / state.cell}.log)", file=sys.stderr)
     if broken:
         raise typer.Exit(1)
     print(f"next: `stablerank study verdict {folder}`")
 
 
+def _detach(folder: Path) -> None:
+    """The same command line without --detach, in a session of its own, its output in a log."""
+    import subprocess
+
+    from stablerank.studies.lock import locked_study
+
+    locked_study(folder)  # what is wrong is told here and now
+    log = folder / "logs" / "run.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    with log.open("ab") as sink:
+        subprocess.Popen(
+            [sys.executable, "-m", "stablerank", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    print(f"running in the background; `stablerank study status {folder}` tells, {log} holds what it prints.")
+
+
 @app.command("status")
-def status(folder: Folder, json: AsJson = False) -> None:
-    """Say how many cells of each arm are done, running, missing, failed or not needed."""
+def status(folder: Folder, where: Where = None, json: AsJson = False) -> None:
+    """Say how many cells of each arm are done, running, missing, failed, stale or not needed."""
+    from stablerank.studies.layout import StudyFolder
+    from stablerank.studies.plan import load_plan
+    from stablerank.studies.processes import is_claimed
+    from stablerank.studies.selection import parse_where, selected
     from stablerank.studies.status import status as status_of
 
-    found = status_of(folder)
+    ids = {cell.id for cell in selected(load_plan(folder / "plan.yaml"), where=parse_where(where or []))}
+    found = [cell for cell in status_of(folder) if cell.cell in ids]
     if json:
         print(json_module.dumps([asdict(cell) for cell in found], indent=2))
         return
@@ -89,6 +134,8 @@ def status(folder: Folder, json: AsJson = False) -> None:
     for cell in found:
         if cell.state == "failed":
             print(f"{cell.cell}: {cell.error}")
+    if is_claimed(StudyFolder(folder)):
+        print("a runner is at work")
 
 
 @app.command("verdict")
@@ -107,6 +154,44 @@ def verdict(folder: Folder, json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command("report")
+def report(
+    folder: Folder,
+    column: Annotated[list[str] | None, typer.Option(help="This column only; again for more.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Print a table a column in Markdown: each arm's mean over seeds with its interval, laid out by the plan's axes.
+
+    Of a confirmatory study no number is shown before its last cell.
+    """
+    from stablerank.studies.tables import markdown, summary
+
+    found = summary(folder, column or [])
+    print(json_module.dumps(found.as_json(), indent=2, allow_nan=False) if json else markdown(found))
+
+
+@app.command("diff")
+def diff(
+    first: Annotated[Path, typer.Argument(help="A study folder.", metavar="FIRST")],
+    second: Annotated[Path, typer.Argument(help="Another one.", metavar="SECOND")],
+    tolerance: Annotated[float, typer.Option(help="By how much numbers may differ, relative or in their units.")] = 0.0,
+    json: AsJson = False,
+) -> None:
+    """Say what differs between the results of two studies: cells, columns, values; exit code 1 if anything does.
+
+    Columns that measure the machine, such as train_seconds, are not compared.
+    """
+    from stablerank.studies.comparison import differences
+
+    found = differences(first, second, tolerance)
+    if json:
+        print(json_module.dumps([unlike.as_json() for unlike in found], indent=2, allow_nan=False))
+    else:
+        print("\n".join(map(str, found)) or "no difference")
+    if found:
+        raise typer.Exit(1)
+
+
 def _print_table(found: Sequence["CellState"]) -> None:
     """A row an arm, a column a state."""
     from rich.console import Console
@@ -116,11 +201,13 @@ def _print_table(found: Sequence["CellState"]) -> None:
 
     counts = Counter((cell.arm, cell.state) for cell in found)
     table = Table("arm", "kind")
-    for state in (*STATES, "cells"):
-        table.add_column(state, justify="right")
+    # A locked study has nothing stale, and the column would cost the others their width.
+    states = [state for state in STATES if state != "stale" or any(cell.state == state for cell in found)]
+    for heading in (*states, "cells"):
+        table.add_column(heading, justify="right")
     kinds = {cell.arm: cell.kind for cell in found}
     for arm, kind in kinds.items():
-        row = [counts[arm, state] for state in STATES]
+        row = [counts[arm, state] for state in states]
         table.add_row(arm, kind, *(str(count or "") for count in row), str(sum(row)))
     Console().print(table)
 
@@ -154,7 +241,8 @@ def _bar(cells: int) -> Iterator["Progress"]:
                 under_way[cell] = None
             else:
                 under_way.pop(cell, None)
-                bars.advance(task)
+                if state != "missing":  # it died, and starts again
+                    bars.advance(task)
             bars.update(task, under_way=" ".join(under_way))
 
         yield progress

@@ -1,11 +1,12 @@
 """The plan of a study: question, arms, seeds, hypotheses and the rules that will judge them, written before any result.
 
-Contract: `load_plan` reads ``plan.yaml`` and refuses, in one sentence, whatever the plan alone can show to be wrong: an
-unknown arm, a column that the kind of cell does not give, a key written twice. ``plan.model_dump(mode="json")`` is the
-canonical content that a lock hashes. `Plan.cells` is the whole matrix, hardest arms first.
+Contract: `load_plan` reads ``plan.yaml`` and refuses, in one sentence, whatever the plan alone can show to be wrong:
+an unknown arm, a column that the kind of cell does not give, a key written twice. A ``matrix`` becomes arms on the way
+(`stablerank.studies.matrix`). ``plan.model_dump(mode="json")`` is the canonical content that a lock hashes.
+`Plan.cells` is the whole matrix, hardest arms first.
 
-Left out on purpose: whether the files exist and what they hash to (`stablerank.studies.lock`), and how a rule is tested
-(`stablerank.studies.inference`).
+Left out on purpose: whether the files exist and what they hash to (`stablerank.studies.lock`), and how a rule is
+tested (`stablerank.studies.inference`).
 """
 
 import re
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from stablerank.errors import RecipeError
 from stablerank.studies import courses
+from stablerank.studies.matrix import expanded
 from stablerank.studies.rules import Baseline, Rule
 
 Kind = Literal["train", "measure"]
@@ -44,6 +46,9 @@ COLUMNS: dict[Kind, frozenset[str]] = {
 OWNED_ELSEWHERE = {"seed": "the plan's seeds", "output": "the study folder"}
 """Recipe keys that an arm may not override, and what decides them."""
 
+RESERVED = frozenset({"arm", "seed", "kind"})
+"""What cells are selected by beside labels."""
+
 _NAME = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
 """Names become file names; two dashes in a row part the arm from the seed."""
 
@@ -62,9 +67,13 @@ class Arm(_Spec):
     )
     overrides: tuple[str, ...] = Field(default=(), description="KEY=VALUE over the recipe")
     difficulty: float = Field(default=0.0, allow_inf_nan=False, description="the most difficult arms run first")
+    memory: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="GiB that a cell needs; 0: not counted")
+    labels: dict[str, str] = Field(default={}, description="axis to label, for selecting and for tables")
 
     @model_validator(mode="after")
     def _overrides_leave_what_the_study_owns(self) -> "Arm":
+        for axis in RESERVED & self.labels.keys():
+            raise ValueError(f"labels.{axis} would hide what `--where {axis}=` selects; call the axis otherwise")
         for override in self.overrides:
             key, equals, _ = override.partition("=")
             if not key or not equals:
@@ -156,6 +165,14 @@ class Plan(_Spec):
         for section, rules in (("traps", self.traps), ("controls", self.controls)):
             yield from ((f"{section}.{name}", rule) for name, rule in rules.items())
 
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Every axis with its labels, both in the order in which the arms show them."""
+        found: dict[str, dict[str, None]] = {}
+        for arm in self.arms.values():
+            for axis, label in arm.labels.items():
+                found.setdefault(axis, {})[label] = None
+        return {axis: tuple(labels) for axis, labels in found.items()}
+
     def cells(self) -> list[Cell]:
         """Every arm with every seed: the most difficult arm first, then in the plan's order, then by seed."""
         hardest_first = sorted(self.arms.items(), key=lambda item: -item[1].difficulty)
@@ -181,9 +198,11 @@ def load_plan(path: str | Path) -> Plan:
     if not isinstance(raw, dict):
         raise RecipeError(f"Plan {path} holds {type(raw).__name__}, not sections; `stablerank study new` writes one.")
     try:
-        return Plan.model_validate(raw)
+        return Plan.model_validate(expanded(raw))
     except ValidationError as error:
         raise RecipeError(_sentence(error, str(path))) from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -60,27 +60,39 @@ def is_claimed(study: StudyFolder) -> bool:
         return False
 
 
+@contextmanager
+def cell_claimed(file: Path) -> Iterator[None]:
+    """Be the one process of a cell, on all machines: waits for another one, such as a job of a runner that is gone."""
+    with _opened(file.with_suffix(".lock")) as claim:
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        yield
+
+
 class Child:
     """The process of one cell; what it prints goes to the end of the cell's log."""
 
     def __init__(self, study: StudyFolder, cell: str, claim: int, threads: int) -> None:
         self.cell = cell
-        log = study.log_path(cell)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as sink:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "stablerank", "cell", str(study.cell_path(cell)), "--tethered"],
-                stdin=subprocess.PIPE,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                env=_environment(threads),
-                start_new_session=True,  # Ctrl-C is the runner's business
-                pass_fds=(claim,),
-            )
+        self.process = cell_process(study.cell_path(cell), study.log_path(cell), threads, claim)
 
     def is_running(self) -> bool:
         """Whether the cell is still at work."""
         return self.process.poll() is None
+
+
+def cell_process(file: Path, log: Path, threads: int, *claims: int) -> subprocess.Popen[bytes]:
+    """``stablerank cell FILE``, tethered to this process, in a group of its own; what it prints is added to ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "stablerank", "cell", str(file), "--tethered"],
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=_environment(threads),
+            start_new_session=True,  # Ctrl-C is the runner's business
+            pass_fds=claims,
+        )
 
 
 def stop(children: Iterable[Child], grace: float = GRACE) -> None:
@@ -125,10 +137,14 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_for(jobs: int) -> int:
     """Cores for each of ``jobs`` cells at a time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, cores() // jobs)
 
 
 def _environment(threads: int) -> dict[str, str]:

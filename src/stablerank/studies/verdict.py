@@ -6,12 +6,12 @@ Contract: `verdict` checks the lock and every seal, judges every rule, and decid
 - falsified: the interval excludes the claim;
 - inconclusive: neither;
 - killed: its kill rule held on the seeds that had been read by then (`stablerank.studies.killing`);
-- invalid, all of them: something was tampered with, a cell failed, a trap's rule holds, a control's does not; a trap or
-  control that cannot be judged has not done its work either.
+- invalid, all of them: something was tampered with, a cell failed, a trap's rule holds, a control's does not; a trap
+  or control that cannot be judged has not done its work either.
 
-While a cell is missing every hypothesis is ``incomplete`` and no rule is judged: who sees numbers before the last cell
-may stop when they please. The family that Holm corrects for is fixed by the plan; a killed hypothesis counts in it with
-p = 1.
+While a cell is missing or stale every hypothesis is ``incomplete`` and no rule is judged: who sees numbers before the
+last cell may stop when they please. The family that Holm corrects for is fixed by the plan; a killed hypothesis counts
+in it with p = 1.
 
 Left out on purpose: any way to pass over a trap, a seed or a cell.
 """
@@ -39,6 +39,7 @@ from stablerank.studies.lock import (
 from stablerank.studies.plan import Plan, load_plan
 from stablerank.studies.results import Result, Table, read_results, tabulate
 from stablerank.studies.rules import Rule
+from stablerank.studies.staleness import stale
 from stablerank.studies.tampering import Tampering
 
 State = Literal["decided", "invalid", "incomplete"]
@@ -114,6 +115,8 @@ def _judged_study(study: StudyFolder) -> Verdict:
     results, faults = _counted_results(study, terms)
     if faults:
         return _unjudged(terms.plan, terms.sha256, "invalid", map(str, faults))
+    old = stale(study, terms.plan, results)
+    results = {name: result for name, result in results.items() if name not in old}
     watch = KillWatch(terms.plan)
     watch.look(results)
     unneeded = watch.unneeded_arms()

@@ -1,0 +1,1 @@
+"""What cells do, one kind a file: `stablerank.studies.cells` calls them by name."""

@@ -1,0 +1,46 @@
+"""A ``measure`` cell: the certified stable rank of every matrix of a checkpoint; a matrix is known by its name."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stablerank.errors import ModelError, RecipeError
+from stablerank.studies.layout import StudyFolder
+from stablerank.studies.task import Found, Task
+
+if TYPE_CHECKING:
+    from stablerank.probes.sources.stored import Problem
+
+
+def measure(task: Task, study: StudyFolder) -> Found:
+    """Every matrix, or a failure of the whole cell."""
+    from stablerank.probes.checkpoints import weights
+    from stablerank.probes.measure import MeasuredTensor, Settings, measure_all
+    from stablerank.spectral.certified import DELTA, RTOL
+
+    if task.overrides:
+        raise RecipeError(
+            f"Arm {task.arm} measures {task.spec}, which takes no override; remove {task.overrides[0]!r}."
+        )
+    work = weights(study.find(task.spec))
+    tensors: list[MeasuredTensor] = []
+    measure_all(work, Settings(task.cell, ("stable_rank",), RTOL, DELTA), keep=tensors.append)
+    problems = [*work.problems, *(problem for tensor in tensors for problem in tensor.problems)]
+    if problems or not tensors:
+        raise ModelError(f"{task.spec} cannot be measured whole: {_why(problems)}")
+    ranks = {
+        matrix.name: None if math.isnan(matrix.rows[0].value) else matrix.rows[0].value
+        for tensor in tensors
+        for matrix in tensor.matrices
+    }
+    defined = [rank for rank in ranks.values() if rank is not None]
+    median = statistics.median(defined) if defined else None
+    return Found({"median_stable_rank": median, "matrices": float(len(ranks))}, {"stable_rank": ranks})
+
+
+def _why(problems: "Sequence[Problem]") -> str:
+    if not problems:
+        return "it holds no matrix."
+    first = problems[0]
+    return first.reason if first.tensor is None or first.tensor in first.reason else f"{first.tensor}: {first.reason}"
