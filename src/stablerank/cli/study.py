@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from stablerank.studies.executors.seam import Executor
     from stablerank.studies.runner import Progress
     from stablerank.studies.status import CellState
 
@@ -56,13 +57,16 @@ def run(
     where: Where = None,
     retries: Annotated[int, typer.Option(help="Starts again of a cell whose process died.")] = 1,
     memory: Annotated[float | None, typer.Option(help="GiB for all cells together, where arms say their need.")] = None,
+    executor: Annotated[Literal["local", "ray", "slurm"], typer.Option(help="Where the cells run.")] = "local",
+    resource: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of a cell under ray or slurm, such as num_gpus=1.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background; `study status` tells.")] = False,
 ) -> None:
     """Run every cell that has no result yet, the most difficult first; also after a crash.
 
     Exit code 1 when a cell failed; it is named, its log lies in FOLDER/logs, and the same command tries again.
     """
-    from stablerank.studies.executors.local import Local
     from stablerank.studies.plan import load_plan
     from stablerank.studies.runner import run as run_study
     from stablerank.studies.selection import parse_where, selected
@@ -80,7 +84,7 @@ def run(
                 cells=ids,
                 where=labels,
                 retries=retries,
-                executor=Local(memory),
+                executor=_executor(executor, resource or [], memory),
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -93,6 +97,23 @@ def run(
     if broken:
         raise typer.Exit(1)
     print(f"next: `stablerank study verdict {folder}`")
+
+
+def _executor(name: str, resources: Sequence[str], memory: float | None) -> "Executor":
+    from stablerank.errors import RecipeError
+    from stablerank.studies.executors.local import Local
+    from stablerank.studies.executors.ray_core import Ray
+    from stablerank.studies.executors.seam import parse_resources
+    from stablerank.studies.executors.slurm import Slurm
+
+    if name == "local":
+        if resources:
+            raise RecipeError(f"--resource {resources[0]} asks a scheduler; add `--executor ray` or `slurm`.")
+        return Local(memory)
+    if memory is not None:
+        raise RecipeError("--memory limits the cells of this machine; under a scheduler give arms their `memory`.")
+    asked = parse_resources(resources)
+    return Ray(asked) if name == "ray" else Slurm(asked)
 
 
 def _detach(folder: Path) -> None:

@@ -16,6 +16,9 @@ from typing import Protocol
 from stablerank.errors import RecipeError
 from stablerank.studies.layout import StudyFolder
 
+Resources = Mapping[str, float | int | str]
+"""What a scheduler is asked for beside a core, by the scheduler's own names."""
+
 
 class Worker(Protocol):
     """One cell under way; ``handle`` names it to the user: a process id, or a job of a scheduler."""
@@ -60,7 +63,7 @@ class Executor(Protocol):
         """
 
 
-def parse_resources(texts: Sequence[str]) -> dict[str, float | int | str]:
+def parse_resources(texts: Sequence[str]) -> Resources:
     """``KEY=VALUE`` as numbers where they are.
 
     Raises:
