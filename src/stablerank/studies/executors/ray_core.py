@@ -71,12 +71,12 @@ class RayPool:
 
     def begin(self, cell: str, memory: float) -> "RayWorker":
         """A task that no other one shares a process with."""
-        options = {**self.options, "name": cell, "max_retries": 0, "max_calls": 1}
+        options = {**self.options, "name": cell, "max_retries": 0}
         if memory:
             options["memory"] = int(memory * GIB)
         threads = max(1, int(options["num_cpus"]))
         told = order(self.study.cell_path(cell), self.study.log_path(cell), threads)
-        return RayWorker(self.ray, cell, memory, self.ray.remote(work).options(**options).remote(told))
+        return RayWorker(self.ray, cell, memory, self.ray.remote(max_calls=1)(work).options(**options).remote(told))
 
     def stop(self, workers: Sequence[Worker]) -> None:
         """The task's process is killed, and its cell with it."""
