@@ -102,7 +102,7 @@ def test_a_matrix_that_cannot_be_measured_fails_the_whole_cell(tmp_path):
     ("kind", "changes", "named"),
     [
         ("measure", {"spec": "nowhere"}, "nowhere"),
-        ("measure", {"spec": "zoo:arith-student", "overrides": ["seed=1"]}, "seed=1"),
+        ("measure", {"spec": "zoo:arith-student", "overrides": ["seed=1"]}, "no setting 'seed'"),
         ("train", {"spec": "nowhere.yaml"}, "nowhere.yaml"),
         ("train", {"spec": "recipe.yaml", "overrides": ["optimiser.rate=1"]}, "optimiser.rate"),
     ],

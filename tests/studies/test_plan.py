@@ -161,7 +161,11 @@ def test_a_plan_survives_its_canonical_json(rule, seeds):
         ("traps.random", None, ["'traps.random' is missing"]),
         ("traps.random.arm", "weights", ["reads column 'pass_at_1_gain', which cell weights of kind measure lacks"]),
         ("traps.random.column", "pass_at_1_gian", ["traps.random reads column 'pass_at_1_gian'", "pass_at_1_gain"]),
-        ("arms.weights.overrides", ["model.path=zoo:arith-teacher"], ["arms.weights: a measure arm reads no recipe"]),
+        (
+            "arms.weights.overrides",
+            ["model.path=zoo:arith-teacher"],
+            ["arms.weights: a measure arm has no setting 'model.path'; it has none."],
+        ),
         ("spread.matrices", {"between": 1}, ["spread.matrices is of a column that no rule reads"]),
         ("spread.pass_at_1_gain", {"between": 0}, ["spread.pass_at_1_gain.between=0", "greater than 0"]),
         ("controls.still.margin", MISSING, ["'controls.still.margin' is missing"]),

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stablerank.errors import StablerankError
+from stablerank.studies.kinds.compressing import compress
 from stablerank.studies.kinds.measuring import measure
+from stablerank.studies.kinds.picking import pick
+from stablerank.studies.kinds.scoring import score
+from stablerank.studies.kinds.small_worlds import run_testbed
 from stablerank.studies.kinds.training import train
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.plan import Kind
@@ -40,5 +44,12 @@ def _one_line(problem: Exception) -> str:
     return text if isinstance(problem, StablerankError) else f"{type(problem).__name__}: {text}"
 
 
-KINDS: dict[Kind, Callable[[Task, StudyFolder], Found]] = {"train": train, "measure": measure}
+KINDS: dict[Kind, Callable[[Task, StudyFolder], Found]] = {
+    "train": train,
+    "measure": measure,
+    "score": score,
+    "bestofn": pick,
+    "compress": compress,
+    "testbed": run_testbed,
+}
 """What each kind of cell does."""

@@ -14,7 +14,7 @@ can change behind their name.
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from stablerank.runs.manifest import code_state, package_versions
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.plan import OWNED_ELSEWHERE
+from stablerank.studies.settings import Scoring, settings_of
 from stablerank.tasks.files import data_folder
 from stablerank.tasks.preferences import SETS
 from stablerank.zoo.cache import PROVENANCE, folder_of, sha256
@@ -62,7 +63,7 @@ def resolved_recipe(study: StudyFolder, arm: Mapping[str, Any]) -> dict[str, dic
 def named_files(study: StudyFolder, plan: Mapping[str, Any], recipes: Mapping[str, Any]) -> dict[str, Path]:
     """Every file that the plan's content and the resolved recipes name, whether it exists or not."""
     found: dict[str, Path] = {}
-    for name in (*(arm["spec"] for arm in plan["arms"].values()), *plan["data"]):
+    for name in (*(name for arm in plan["arms"].values() for name in _named_by(arm)), *plan["data"]):
         found |= _members(*_found(study, name))
     for recipe in recipes.values():
         for keys in _PATHS:
@@ -73,6 +74,15 @@ def named_files(study: StudyFolder, plan: Mapping[str, Any], recipes: Mapping[st
     if PACKAGE.parent.name == "src" and constraints.is_file():
         found[_CONSTRAINTS] = constraints
     return found
+
+
+def _named_by(arm: Mapping[str, Any]) -> Iterator[str]:
+    """The spec of an arm, unless it is a testbed's name, and the model of one that scores."""
+    if arm["kind"] != "testbed":
+        yield arm["spec"]
+    if arm["kind"] in ("score", "bestofn"):
+        settings = settings_of(arm["kind"], arm["spec"], arm["overrides"])
+        yield from (settings.model,) if isinstance(settings, Scoring) and settings.model else ()
 
 
 def hashes(files: Mapping[str, Path]) -> dict[str, str]:

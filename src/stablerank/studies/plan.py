@@ -22,8 +22,9 @@ from stablerank.errors import RecipeError
 from stablerank.studies import courses
 from stablerank.studies.matrix import expanded
 from stablerank.studies.rules import Baseline, Rule
+from stablerank.studies.settings import settings_of
 
-Kind = Literal["train", "measure"]
+Kind = Literal["train", "measure", "score", "bestofn", "compress", "testbed"]
 
 VERDICTS: dict[str, tuple[float, float]] = {
     "pass_at_1_before": (0.0, 1.0),
@@ -40,6 +41,12 @@ COLUMNS: dict[Kind, frozenset[str]] = {
         {*VERDICTS, "mean_stable_rank", "train_seconds", "peak_memory_bytes", *LOSSES, *courses.COLUMNS}
     ),
     "measure": frozenset({"stable_rank", "median_stable_rank", "matrices"}),
+    "score": frozenset({"accuracy", "tie_rate", "matched_accuracy", "unscored"}),
+    "bestofn": frozenset({"pick", "over_random", "random", "shortest", "longest", "oracle"}),
+    "compress": frozenset({"bytes", "share_of_fp16", "update_error", "update_rank", "update_rank_change"}),
+    "testbed": frozenset(
+        {"stable_rank", "stable_rank_plus", "stable_rank_minus", "margin_ratio", "loss", "iterations", "nuclear_rank"}
+    ),
 }
 """Every column that a kind of cell gives."""
 
@@ -63,9 +70,9 @@ class Arm(_Spec):
     kind: Kind
     spec: str = Field(
         min_length=1,
-        description="recipe of a train arm, weights of a measure arm; zoo:NAME, or a path from either folder",
+        description="recipe, weights, pairs, pool, adapter or testbed by kind; zoo:NAME, or a path from either folder",
     )
-    overrides: tuple[str, ...] = Field(default=(), description="KEY=VALUE over the recipe")
+    overrides: tuple[str, ...] = Field(default=(), description="KEY=VALUE over the recipe, or the kind's settings")
     difficulty: float = Field(default=0.0, allow_inf_nan=False, description="the most difficult arms run first")
     memory: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="GiB that a cell needs; 0: not counted")
     labels: dict[str, str] = Field(default={}, description="axis to label, for selecting and for tables")
@@ -80,8 +87,8 @@ class Arm(_Spec):
                 raise ValueError(f"override {override!r} is not KEY=VALUE; write it like optimiser.learning_rate=1e-4")
             if owner := OWNED_ELSEWHERE.get(key):
                 raise ValueError(f"override {override!r} sets what {owner} decides; remove it")
-        if self.kind == "measure" and self.overrides:
-            raise ValueError(f"a measure arm reads no recipe that {self.overrides[0]!r} could override; remove it")
+        if self.kind != "train":
+            settings_of(self.kind, self.spec, self.overrides)
         return self
 
 

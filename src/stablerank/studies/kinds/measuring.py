@@ -5,8 +5,9 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stablerank.errors import ModelError, RecipeError
+from stablerank.errors import ModelError
 from stablerank.studies.layout import StudyFolder
+from stablerank.studies.settings import settings_of
 from stablerank.studies.task import Found, Task
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ def measure(task: Task, study: StudyFolder) -> Found:
     from stablerank.probes.measure import MeasuredTensor, Settings, measure_all
     from stablerank.spectral.certified import DELTA, RTOL
 
-    if task.overrides:
-        raise RecipeError(
-            f"Arm {task.arm} measures {task.spec}, which takes no override; remove {task.overrides[0]!r}."
-        )
+    settings_of(task.kind, task.spec, task.overrides)  # there are none
     work = weights(study.find(task.spec))
     tensors: list[MeasuredTensor] = []
     measure_all(work, Settings(task.cell, ("stable_rank",), RTOL, DELTA), keep=tensors.append)

@@ -4,7 +4,6 @@ Values and units are read from the finished run folder. A held-out problem is kn
 pairs results across arms.
 """
 
-import hashlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from stablerank.dynamics.overfitting import Course
 from stablerank.errors import RunFolderError
 from stablerank.runs.folder import RunFolder
 from stablerank.studies.courses import columns_of
+from stablerank.studies.kinds.units import unit_of
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.plan import LOSSES
 from stablerank.studies.task import Found, Numbers, Task
@@ -88,13 +88,8 @@ def _of_losses(run: RunFolder) -> Found:
 
 def _passes(rollouts: Sequence[Row], phase: str, pass_reward: float) -> Numbers:
     """1.0 or 0.0 a problem, None for one that could not be scored."""
-    rewards = {_problem(row): row["reward"] for row in rollouts if row["phase"] == phase}
+    rewards = {unit_of(row["prompt"]): row["reward"] for row in rollouts if row["phase"] == phase}
     return {unit: None if math.isnan(reward) else float(reward >= pass_reward) for unit, reward in rewards.items()}
-
-
-def _problem(row: Row) -> str:
-    """A problem is what was asked: its place in a list would pair strangers where two arms ask different lists."""
-    return hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]
 
 
 def _difference(after: float | None, before: float | None) -> float | None:
