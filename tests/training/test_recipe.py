@@ -149,6 +149,10 @@ REFUSED = {
         {**SMALL, "adapter": {"kind": "lora", "targets": 3}},
         ["adapter.targets=3", "valid string"],
     ),
+    "a peak without a curve": (
+        {**SMALL, "evaluation": {"peak": True}},
+        ["evaluation.peak reads the curve", "set every"],
+    ),
     "out of range": ({**SMALL, "adapter": {"kind": "lora", "r": 0}}, ["adapter.r=0", "greater than or equal to 1"]),
     "section is a value": ({**SMALL, "model": None}, ["model=None", "dictionary"]),
     "unknown objective": ({**SMALL, "objective": "ppo"}, ["objective='ppo'", "'grpo'"]),

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stablerank.errors import RunFolderError
 from stablerank.facade import continue_training, export, train
-from stablerank.runs.folder import RunFolder
+from stablerank.runs.folder import COMPLETE, RunFolder
 from stablerank.training.recipe import LOSS_SETTINGS
 from stablerank.zoo.resolve import resolve
 
@@ -50,6 +50,29 @@ def test_inputs_and_gradients_of_every_block_change_nothing(small_recipe, finish
     assert {"q_proj", "down_proj"} <= {row["module"].rpartition(".")[2] for row in rows}
     assert any(row["kind"] == "gradient" and math.isfinite(row["value"]) for row in rows)
     assert [row["loss"] for row in folder.metrics.rows()] == [row["loss"] for row in finished.metrics.rows()]
+
+
+def test_the_peak_is_chosen_on_validation_and_scored_on_the_held_out_split(small_recipe, tmp_path: Path) -> None:
+    """After the curve's first point no other high than a higher one; a run cut in between ends the same."""
+    changes = {"every": 1, "peak": True, "curve_problems": 12}
+    folder = train(small_recipe(tmp_path / "run", evaluation=changes, geometry={"every": 0}))
+    rows, summary = folder.evaluations.rows(), folder.summary()
+    curve = {row["step"]: row["pass_at_1"] for row in rows if row["phase"] == "curve"}
+    peaks = {row["step"]: row for row in rows if row["phase"] == "peak"}
+    highs = [step for step in curve if all(curve[step] > curve[earlier] for earlier in range(1, step))]
+    assert list(curve) == [1, 2, 3, 4] and list(peaks) == highs
+    assert summary["peak_step"] == highs[-1] and curve[highs[-1]] == max(curve.values())
+    last = peaks[highs[-1]]
+    assert summary["pass_at_1_peak"] == {key: last[key] for key in ("low", "high", "problems")} | {
+        "value": last["pass_at_1"]
+    }
+    answers = [r for r in folder.rollouts.rows() if (r["phase"], r["step"]) == ("peak", highs[-1])]
+    assert len(answers) == 16 == last["problems"]
+    assert last["pass_at_1"] == sum(row["reward"] == 1 for row in answers) / 16
+    folder.summary_path.unlink()
+    (folder.checkpoints_path / "checkpoint-4" / COMPLETE).unlink()
+    continue_training(folder.path)
+    assert folder.evaluations.rows() == rows and folder.summary()["pass_at_1_peak"] == summary["pass_at_1_peak"]
 
 
 def test_the_summary_is_what_the_tables_say(finished: RunFolder) -> None:

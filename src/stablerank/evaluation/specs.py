@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from stablerank.rewards.specs import SingleRewardSpec
 from stablerank.tasks.texts import TextSpec
@@ -36,12 +36,19 @@ class EvaluationSpec(_Spec):
     problems: int = Field(default=600, ge=1, description="held-out problems before and after training")
     every: int = Field(default=0, ge=0, description="optimiser steps between points of the curve; 0 draws none")
     curve_problems: int = Field(default=200, ge=1, description="problems of a point of the curve")
+    peak: bool = Field(default=False, description="also score the held-out split wherever the curve is at a new high")
     max_new_tokens: int | None = Field(default=None, ge=1, description="limit of a completion; unset: as in training")
     batch_size: int = Field(default=256, ge=1, description="completions generated at once")
     pass_reward: float = Field(default=1.0, description="a completion passes when its reward reaches this")
     reward: SingleRewardSpec | None = Field(
         default=None, description="what judges held-out completions; unset: the reward that is trained on"
     )
+
+    @model_validator(mode="after")
+    def _peak_is_of_a_curve(self) -> "EvaluationSpec":
+        if self.peak and not self.every:
+            raise ValueError("evaluation.peak reads the curve, which evaluation.every=0 does not draw; set every")
+        return self
 
     @field_validator("reward")
     @classmethod

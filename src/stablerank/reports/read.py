@@ -47,7 +47,7 @@ class Evaluation:
     """One held-out evaluation."""
 
     step: int
-    phase: Literal["before", "curve", "after"]
+    phase: Literal["before", "curve", "peak", "after"]
     split: str
     score: Score
 

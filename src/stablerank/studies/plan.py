@@ -29,6 +29,7 @@ Kind = Literal["train", "measure", "score", "bestofn", "compress", "testbed"]
 VERDICTS: dict[str, tuple[float, float]] = {
     "pass_at_1_before": (0.0, 1.0),
     "pass_at_1_after": (0.0, 1.0),
+    "pass_at_1_peak": (0.0, 1.0),
     "pass_at_1_gain": (-1.0, 1.0),
 }
 """Columns whose units are right or wrong, or differences of two such: the least and the largest value."""

@@ -88,6 +88,7 @@ def write_summary(folder: RunFolder, recipe: Recipe) -> None:
         "pass_at_1_before": _interval_of(phases["before"]),
         "pass_at_1_after": _interval_of(phases["after"]),
         "pass_at_1_gain": gain,
+        **_peak(phases.get("peak")),
         **_common(folder, recipe),
         "split": recipe.evaluation.split,
         "verdict": "improved" if gain["low"] > 0 else "worse" if gain["high"] < 0 else "no clear change",
@@ -155,6 +156,11 @@ def _loss_change(folder: RunFolder, recipe: LanguageModelRecipe | PreferenceReci
 
 def _interval_of(row: dict[str, Any]) -> dict[str, Any]:
     return {"value": row["pass_at_1"], "low": row["low"], "high": row["high"], "problems": row["problems"]}
+
+
+def _peak(row: dict[str, Any] | None) -> dict[str, Any]:
+    """Of the step at which the validation curve was highest, where it was scored."""
+    return {} if row is None else {"pass_at_1_peak": _interval_of(row), "peak_step": row["step"]}
 
 
 def _gain(folder: RunFolder, pass_reward: float) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from stablerank.training.rewards import build_rewards
 from stablerank.training.session_base import Row, Session
 from stablerank.training.zero import explain_zero
 
+ON_THE_WAY = ("curve", "peak")
+"""Phases that run inside training's own progress bar."""
+
 
 class GRPOSession(Session[Recipe]):
     """Rewards, held-out problems and their judge beside what every session has."""
@@ -61,7 +64,8 @@ class GRPOSession(Session[Recipe]):
 
     def _evaluate(self, folder: RunFolder, model: nn.Module, phase: str, step: int) -> None:
         spec, rows = self.recipe.evaluation, self.curve if phase == "curve" else self.held_out
-        if phase != "curve":
+        shown = phase not in ON_THE_WAY
+        if shown:
             self.progress.stage(f"evaluation {phase}", len(rows))
         longest = spec.max_new_tokens or self.recipe.loss_settings["max_completion_length"]
         with self._autocast():
@@ -73,7 +77,7 @@ class GRPOSession(Session[Recipe]):
                 max_new_tokens=longest,
                 batch_size=spec.batch_size,
                 pass_reward=spec.pass_reward,
-                progress=None if phase == "curve" else lambda done: self.progress.advance(done, ""),
+                progress=(lambda done: self.progress.advance(done, "")) if shown else None,
             )
         if phase != "curve":
             folder.rollouts.write(step, _rollout_rows(rows, result, phase, step), part=phase)
@@ -90,9 +94,17 @@ class GRPOSession(Session[Recipe]):
                 "truncated": result.truncated_share,
             }
         )
+        if phase == "curve" and spec.peak and _is_new_high(folder):
+            self._evaluate(folder, model, "peak", step)
 
     def _summarise(self, folder: RunFolder) -> None:
         write_summary(folder, self.recipe)
+
+
+def _is_new_high(folder: RunFolder) -> bool:
+    """Whether the newest point of the curve lies above all before it."""
+    *before, newest = (row["pass_at_1"] for row in folder.evaluations.rows() if row["phase"] == "curve")
+    return newest > max(before, default=-1.0)
 
 
 def _rollout_rows(rows: Sequence[Row], result: HeldOut, phase: str, step: int) -> list[Row]:

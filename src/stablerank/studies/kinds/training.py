@@ -15,7 +15,7 @@ from stablerank.runs.folder import RunFolder
 from stablerank.studies.courses import columns_of
 from stablerank.studies.kinds.units import unit_of
 from stablerank.studies.layout import StudyFolder
-from stablerank.studies.plan import LOSSES
+from stablerank.studies.plan import LOSSES, VERDICTS
 from stablerank.studies.task import Found, Numbers, Task
 
 if TYPE_CHECKING:
@@ -54,20 +54,20 @@ def _train_or_go_on(recipe: "AnyRecipe", run: RunFolder) -> None:
 def _of_run(run: RunFolder, pass_reward: float) -> Found:
     """Values and units of a finished training run, from its own summary and tables."""
     summary, rollouts = run.summary(), run.rollouts.rows()
-    before, after = (_passes(rollouts, phase, pass_reward) for phase in ("before", "after"))
+    found = {
+        "pass_at_1_before": _passes(rollouts, "before", pass_reward),
+        "pass_at_1_after": _passes(rollouts, "after", pass_reward),
+    }
+    if (peak := summary.get("peak_step")) is not None:
+        found["pass_at_1_peak"] = _passes([row for row in rollouts if row["step"] == peak], "peak", pass_reward)
+    before, after = found["pass_at_1_before"], found["pass_at_1_after"]
     return Found(
         {
-            **{
-                column: summary[column]["value"] for column in ("pass_at_1_before", "pass_at_1_after", "pass_at_1_gain")
-            },
+            **{column: summary[column]["value"] if column in summary else None for column in VERDICTS},
             "mean_stable_rank": _mean_stable_rank(run.geometry.rows()),
             **{column: summary[column] for column in ("train_seconds", "peak_memory_bytes")},
         },
-        {
-            "pass_at_1_before": before,
-            "pass_at_1_after": after,
-            "pass_at_1_gain": {unit: _difference(after[unit], before[unit]) for unit in before},
-        },
+        {**found, "pass_at_1_gain": {unit: _difference(after[unit], before[unit]) for unit in before}},
     )
 
 
