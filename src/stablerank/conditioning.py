@@ -15,7 +15,6 @@ policy loss, which a run measures on its own batch (`optimiser.route=condition`,
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from stablerank.errors import DataError
 from stablerank.evaluation.subjects import Subject, subject
 from stablerank.evaluation.text_loss import IGNORED
 from stablerank.probes.spectral_condition import BlockCondition, record_condition
+from stablerank.runs.strict_json import strict
 from stablerank.tasks import files
 from stablerank.tasks.arithmetic import problems
 
@@ -49,8 +49,11 @@ class Condition:
     def to_json(self) -> dict[str, Any]:
         """Plain data; what is not defined is null."""
         blocks = [{**asdict(block), "ratio": block.ratio, "is_strong": block.is_strong} for block in self.blocks]
-        strict = [{key: _strict(value) for key, value in block.items() if key != "step"} for block in blocks]
-        return {"model": self.model, "texts": self.texts, "tokens": self.tokens, "loss": self.loss, "blocks": strict}
+        told = [{key: value for key, value in block.items() if key != "step"} for block in blocks]
+        plain: dict[str, Any] = strict(
+            {"model": self.model, "texts": self.texts, "tokens": self.tokens, "loss": self.loss, "blocks": told}
+        )
+        return plain
 
 
 def condition(
@@ -133,7 +136,3 @@ def _padded(rows: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tupl
     mask_BT = pad([torch.ones_like(ids) for ids, _ in rows], batch_first=True)
     labels_BT = pad([labels for _, labels in rows], batch_first=True, padding_value=IGNORED)
     return ids_BT.to(device), mask_BT.to(device), labels_BT.to(device)
-
-
-def _strict(value: Any) -> Any:
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -11,7 +11,6 @@ Each response of a data set is scored once, however many pairs it is in, by all 
 every accuracy is held against, are tokens of the common model, or characters where none is named.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +41,7 @@ from stablerank.rewards.scorers.specs import build_scorers
 from stablerank.rewards.scorers.templates import Template
 from stablerank.rewards.scorers.trivial import LengthScorer
 from stablerank.runs.manifest import package_versions
+from stablerank.runs.strict_json import strict
 from stablerank.runs.tables import ShardedTable
 from stablerank.tasks.preferences import (
     Choice,
@@ -92,7 +92,7 @@ class RewardBenching:
 
     def results(self) -> dict[str, Any]:
         """Plain data; what is not defined is None."""
-        found: dict[str, Any] = _plain({**self.meta, "sets": [asdict(one) for one in self.sets]})
+        found: dict[str, Any] = strict({**self.meta, "sets": [asdict(one) for one in self.sets]})
         return found
 
 
@@ -291,12 +291,3 @@ def _protocol(
     v1 = {name: one for name, one in found.items() if one is not None}
     published = None if others is None else beside(others.source, others.chosen, v1, whole_parts(subsets))
     return {"v1": v1, "unknown": unknown_subsets(subsets), "published": published}
-
-
-def _plain(value: Any) -> Any:
-    """Without NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

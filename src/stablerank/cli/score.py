@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from stablerank.cli.bars import passing_bar
+from stablerank.runs.strict_json import strict
 
 if TYPE_CHECKING:
     from stablerank.rewards.scorers.templates import Template
@@ -71,15 +72,10 @@ def score(
         raise typer.Exit(130) from None
     if json:
         for row in found.table.to_pylist():
-            print(json_module.dumps(_strict(row), ensure_ascii=False, allow_nan=False))
+            print(json_module.dumps(strict(row), ensure_ascii=False, allow_nan=False))
         print(_summary(found), file=sys.stderr)
     else:
         print(f"{_first_rows(found)}\n\n{_summary(found)}")
-
-
-def _strict(row: dict[str, Any]) -> dict[str, Any]:
-    """What is not defined is null."""
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
 def _first_rows(found: "Scoring") -> str:

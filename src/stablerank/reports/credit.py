@@ -6,12 +6,12 @@ a model's and untrusted: they are shown through `visible_token`, or escaped by t
 Left out on purpose: tensors. What is here is what ``--json`` prints.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
 from stablerank.reports import words
+from stablerank.runs.strict_json import strict
 
 Numbers = list[float]
 Sparse = list[float | None]
@@ -97,7 +97,7 @@ class CreditGroup:
 
     def to_json(self) -> dict[str, Any]:
         """The same as data that strict JSON can hold: a number that is not finite becomes None."""
-        plain: dict[str, Any] = _finite(asdict(self))
+        plain: dict[str, Any] = strict(asdict(self))
         return plain
 
 
@@ -160,11 +160,3 @@ def kl_facts(kl: KLTerms) -> str:
     """Where each KL term is used."""
     used = f"TRL's loss adds {plain_number(kl.beta)} k3 a token" if kl.beta else "TRL's loss has no KL term (beta is 0)"
     return f"{used}; k1, k2 and S4's one-sided term stand beside it for comparison and are in no loss."
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

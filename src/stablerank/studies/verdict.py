@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from stablerank.errors import DataError
 from stablerank.runs.atomic import write_json
+from stablerank.runs.strict_json import strict
 from stablerank.studies.inference import Outcome, evaluate, holm
 from stablerank.studies.killing import KillWatch
 from stablerank.studies.layout import StudyFolder
@@ -104,7 +105,7 @@ def verdict(folder: str | Path) -> Verdict:
 
 def as_json(found: Verdict) -> dict[str, Any]:
     """Plain data in which an undefined number, or an unbounded one, is None."""
-    plain: dict[str, Any] = _plain(asdict(found))
+    plain: dict[str, Any] = strict(asdict(found))
     return plain
 
 
@@ -230,11 +231,3 @@ def _failing_controls(controls: Mapping[str, Judged]) -> Iterator[str]:
                 else f"cannot be judged ({control.outcome.method})"
             )
             yield f"Control {name} {why}: the study would miss what is true."
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

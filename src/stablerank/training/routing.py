@@ -14,7 +14,6 @@ Left out on purpose: the condition over several processes, whose gradients would
 parameters, which no optimiser holds as matrices.
 """
 
-import math
 import re
 import sys
 from collections import Counter
@@ -31,6 +30,7 @@ from stablerank.optimisers.routing import RoutedOptimiser, Rule, favoured_names,
 from stablerank.probes.spectral_condition import BlockCondition
 from stablerank.runs.atomic import write_json
 from stablerank.runs.folder import RunFolder
+from stablerank.runs.strict_json import strict
 from stablerank.training.condition import ConditionCallback
 from stablerank.training.sections import OptimiserSpec, RunRecipe
 
@@ -131,12 +131,7 @@ def _written(optimiser: RoutedOptimiser, measured: dict[str, BlockCondition]) ->
         {
             "name": name,
             "optimiser": optimiser.method if name in taken else "adamw",
-            **({key: _plain(asdict(measured[name])[key]) for key in SIDES} if name in measured else {}),
+            **({key: strict(asdict(measured[name])[key]) for key in SIDES} if name in measured else {}),
         }
         for name in optimiser.matrices
     ]
-
-
-def _plain(value: Any) -> Any:
-    """NaN is no JSON."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
