@@ -110,11 +110,13 @@ def test_the_summary_is_what_the_tables_say(finished: RunFolder) -> None:
 def test_a_run_cut_back_to_a_checkpoint_finds_the_same_way_again(finished: RunFolder) -> None:
     tables = [finished.path / name for name in ("metrics.jsonl", "evaluations.jsonl")]
     expected = [table.read_bytes() for table in tables]
+    measured = sorted(map(str, [*finished.geometry.rows(), *finished.examples.rows()]))
     weights = load_file(finished.model_path / "adapter_model.safetensors")
     finished.summary_path.unlink()
     (finished.checkpoints_path / "checkpoint-4" / COMPLETE).unlink()
     continue_training(finished.path)
     assert [table.read_bytes() for table in tables] == expected
+    assert sorted(map(str, [*finished.geometry.rows(), *finished.examples.rows()])) == measured
     again = load_file(finished.model_path / "adapter_model.safetensors")
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
