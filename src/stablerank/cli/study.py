@@ -221,9 +221,11 @@ def _print_table(found: Sequence["CellState"]) -> None:
     from stablerank.studies.status import STATES
 
     counts = Counter((cell.arm, cell.state) for cell in found)
-    table = Table("arm", "kind")
-    # A locked study has nothing stale, and the column would cost the others their width.
-    states = [state for state in STATES if state != "stale" or any(cell.state == state for cell in found)]
+    table = Table()
+    table.add_column("arm", overflow="fold")  # an ellipsis would make arms of a matrix alike
+    table.add_column("kind")
+    # Of the rest, a column that no cell is in would cost the arms' names their width.
+    states = [s for s in STATES if s in ("done", "missing") or any(cell.state == s for cell in found)]
     for heading in (*states, "cells"):
         table.add_column(heading, justify="right")
     kinds = {cell.arm: cell.kind for cell in found}
