@@ -70,7 +70,8 @@ def overfitting_widths_arms() -> str:
         "trend of update after",
     )
     chosen = {name: COLUMNS[name] for name in columns}
-    return arms("overfitting-widths", {**chosen, "rank of update at the best": "update_rank_at_best"})
+    others = {"before": "update_rank_trend_before", "rank of update at the best": "update_rank_at_best"}
+    return arms("overfitting-widths", {**chosen, **others})
 
 
 def overfitting_arms() -> str:
