@@ -150,7 +150,7 @@ def _largest_eigenvalue(gram_KK: Tensor) -> float:
                 return theta
             vector_K = image_K
     size = len(gram_KK)
-    # One value by bisection, where `eigvalsh` finds them all: two thirds of its time below `POWER_SIZE`.
+    # One value by bisection, where `eigvalsh` finds them all.
     values_K, _, _, _, info = dsyevx(gram_KK.cpu().numpy(), compute_v=0, range="I", il=size, iu=size)
     if info:
         raise LinAlgError(f"LAPACK's dsyevx found no largest eigenvalue of {size} x {size}: info = {info}")
