@@ -12,13 +12,13 @@ Left out on purpose: what the numbers mean (`stablerank study verdict` judges th
 the fields of a table, which is a description.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from stablerank.errors import RecipeError
+from stablerank.runs.strict_json import strict
 from stablerank.studies.inference import Outcome, evaluate
 from stablerank.studies.killing import KillWatch
 from stablerank.studies.layout import StudyFolder
@@ -131,16 +131,12 @@ def _means(plan: Plan, table: Table, column: str) -> Iterator[Mean]:
     for name, arm in plan.arms.items():
         if name in given:
             found = evaluate(Difference(column=column, arm=name), table, plan.confidence)
-            bounds = (_finite(found.estimate), _finite(found.low), _finite(found.high))
+            bounds = (strict(found.estimate), strict(found.low), strict(found.high))
             yield Mean(name, arm.labels, *bounds, _seeds(found, table, name, column), found.n_units)
 
 
 def _seeds(found: Outcome, table: Table, arm: str, column: str) -> int:
     return found.n_seeds if found.is_defined else len(set(table.seed_R[table.rows(arm, column)].tolist()))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------

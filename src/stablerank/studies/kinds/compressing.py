@@ -4,10 +4,10 @@
 adapters of several seeds has an arm for each. The file stays in the cell's run folder.
 """
 
-import statistics
 from typing import cast
 
-from stablerank.studies.kinds.units import defined
+from stablerank.runs.strict_json import strict
+from stablerank.studies.kinds.units import median_of
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.settings import Compression, settings_of
 from stablerank.studies.task import Found, Task
@@ -24,14 +24,9 @@ def compress(task: Task, study: StudyFolder) -> Found:
     file.unlink(missing_ok=True)  # of a start that was killed before its result was sealed
     written = write(study.find(task.spec), file, CompressionSpec(**settings.model_dump()))
     size = file.stat().st_size
-    errors = {loss.module: defined(loss.error) for loss in written.losses}
-    ranks = {loss.module: defined(loss.stable_rank_after) for loss in written.losses}
-    changes = {loss.module: defined(loss.stable_rank_after - loss.stable_rank_before) for loss in written.losses}
+    errors = {loss.module: strict(loss.error) for loss in written.losses}
+    ranks = {loss.module: strict(loss.stable_rank_after) for loss in written.losses}
+    changes = {loss.module: strict(loss.stable_rank_after - loss.stable_rank_before) for loss in written.losses}
     units = {"update_error": errors, "update_rank": ranks, "update_rank_change": changes}
-    medians = {name: _median(list(found.values())) for name, found in units.items()}
+    medians = {name: median_of(found.values()) for name, found in units.items()}
     return Found({"bytes": float(size), "share_of_fp16": size / written.account.fp16, **medians}, units)
-
-
-def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

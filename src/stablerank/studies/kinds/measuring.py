@@ -1,11 +1,11 @@
 """A ``measure`` cell: the certified stable rank of every matrix of a checkpoint; a matrix is known by its name."""
 
-import math
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stablerank.errors import ModelError
+from stablerank.runs.strict_json import strict
+from stablerank.studies.kinds.units import median_of
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.settings import settings_of
 from stablerank.studies.task import Found, Task
@@ -27,14 +27,10 @@ def measure(task: Task, study: StudyFolder) -> Found:
     problems = [*work.problems, *(problem for tensor in tensors for problem in tensor.problems)]
     if problems or not tensors:
         raise ModelError(f"{task.spec} cannot be measured whole: {_why(problems)}")
-    ranks = {
-        matrix.name: None if math.isnan(matrix.rows[0].value) else matrix.rows[0].value
-        for tensor in tensors
-        for matrix in tensor.matrices
-    }
-    defined = [rank for rank in ranks.values() if rank is not None]
-    median = statistics.median(defined) if defined else None
-    return Found({"median_stable_rank": median, "matrices": float(len(ranks))}, {"stable_rank": ranks})
+    ranks = {matrix.name: strict(matrix.rows[0].value) for tensor in tensors for matrix in tensor.matrices}
+    return Found(
+        {"median_stable_rank": median_of(ranks.values()), "matrices": float(len(ranks))}, {"stable_rank": ranks}
+    )
 
 
 def _why(problems: "Sequence[Problem]") -> str:

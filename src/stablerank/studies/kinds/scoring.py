@@ -8,7 +8,8 @@ from typing import cast
 
 import numpy as np
 
-from stablerank.studies.kinds.units import defined, drawn, scorer_of, unit_of
+from stablerank.runs.strict_json import strict
+from stablerank.studies.kinds.units import drawn, scorer_of, unit_of
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.settings import Pairs, settings_of
 from stablerank.studies.task import Found, Task
@@ -33,10 +34,10 @@ def score(task: Task, study: StudyFolder) -> Found:
     names = [unit_of(str(pair.prompt), pair.chosen, pair.rejected) for pair in pairs]
     return Found(
         {
-            "accuracy": defined(overall.accuracy.value),
-            "tie_rate": defined(overall.tie_rate),
-            "matched_accuracy": defined(matched_accuracy(credits_P, log_ratios_P, groups).accuracy.value),
+            "accuracy": strict(overall.accuracy.value),
+            "tie_rate": strict(overall.tie_rate),
+            "matched_accuracy": strict(matched_accuracy(credits_P, log_ratios_P, groups).accuracy.value),
             "unscored": float(overall.undefined),
         },
-        {"accuracy": {name: defined(credit) for name, credit in zip(names, credits_P.tolist(), strict=True)}},
+        {"accuracy": {name: strict(credit) for name, credit in zip(names, credits_P.tolist(), strict=True)}},
     )

@@ -9,8 +9,8 @@ Left out on purpose: the worlds that load models or sweep widths; `benchmarks/` 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from stablerank.runs.strict_json import strict
 from stablerank.studies import settings
-from stablerank.studies.kinds.units import defined
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.plan import COLUMNS
 from stablerank.studies.task import Found, Numbers, Task
@@ -30,7 +30,7 @@ def _two_layer_relu(chosen: Any, seed: int) -> Numbers:
         "stable_rank": history.st_whole[-1],
         "stable_rank_plus": history.st_plus[-1],
         "stable_rank_minus": history.st_minus[-1],
-        "margin_ratio": defined(history.margin_ratio[-1]),
+        "margin_ratio": strict(history.margin_ratio[-1]),
         "loss": history.loss[-1],
     }
 

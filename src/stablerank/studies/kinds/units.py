@@ -1,9 +1,9 @@
-"""Names of units, values that may not exist, and what cells that score answers share."""
+"""Names of units, their median, and what cells that score answers share."""
 
 import hashlib
-import math
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from stablerank.studies.settings import Scoring
@@ -19,9 +19,10 @@ def unit_of(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def defined(value: float) -> float | None:
-    """None for what is not a finite number."""
-    return float(value) if math.isfinite(value) else None
+def median_of(values: Iterable[float | None]) -> float | None:
+    """The median of those that exist."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def drawn(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
