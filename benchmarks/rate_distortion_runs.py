@@ -69,8 +69,8 @@ TASKS = {
         problems=256,
         longest=128,
         ranks=(2, 8),
-        rates=(3e-4, 1e-3, 3e-3),
-        omegas=(20.0, 50.0, 100.0, 200.0, 400.0, 800.0),
+        rates=(3e-4, 1e-3, 3e-3, 1e-2),
+        omegas=(2.0, 5.0, 20.0, 50.0, 100.0, 200.0, 400.0, 800.0),
         by=(1 / 3, 1.0, 3.0),
     ),
     "smollm2": Task(
@@ -82,9 +82,9 @@ TASKS = {
         problems=0,
         longest=320,
         ranks=(8,),
-        rates=(3e-4, 1e-3),
-        omegas=(50.0, 200.0, 800.0),
-        by=(1 / 3, 1.0),
+        rates=(1e-3, 3e-3),
+        omegas=(10.0, 50.0, 200.0, 800.0),
+        by=(1.0, 3.0),
         autocast=True,
     ),
 }
