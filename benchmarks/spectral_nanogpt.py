@@ -41,11 +41,11 @@ FAMILIES = {
     "neox, squared ReLU": ("query_key_value", "attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
 }
 WHOLE = ("adamw", "muon", "condition", "against_condition")
-LENGTH, BATCH, STEPS, WARMUP = 128, 16, 400, 20
+LENGTH, BATCH, STEPS, WARMUP = 128, 16, 250, 20
 WIDTH, DEPTH, HEADS = 128, 4, 4
 ADAMW_RATES, MUON_RATES = (1e-3, 3e-3, 1e-2), (0.01, 0.02, 0.04)
 EXPLORATORY, FRESH = (0,), (400, 401, 402)
-EVALUATED, MEASURED = 64, (0, 5, 20, 50, 100, 200, 399)
+EVALUATED, MEASURED = 64, (0, 5, 20, 50, 100, 249)
 WEIGHT_DECAY = 0.1
 TINY = {"steps": 6, "evaluated": 2}
 
