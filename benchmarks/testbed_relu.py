@@ -7,7 +7,6 @@ small and writes nothing.
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ from stablerank.testbeds.two_layer_relu import (
     History,
     World,
     data,
+    last_decade,
     orthogonality,
     train,
     whole_limit,
@@ -43,14 +43,6 @@ def worlds(steps: int) -> dict[str, World]:
         "control: correlated data": World(common=COMMON, steps=steps),
     }
     return {**base, **normalised, **controls}
-
-
-def last_decade(history: History, values: Sequence[float]) -> float:
-    """The change of a value over the last factor of ten in steps, relative to where it began: by least squares."""
-    log_S = np.log10(np.maximum(history.step, 1))
-    late_S = log_S >= log_S[-1] - 1
-    slope, start = np.polyfit(log_S[late_S] - log_S[-1] + 1, np.asarray(values)[late_S], 1)
-    return float(slope / start)
 
 
 def numbers(history: History) -> dict[str, float]:

@@ -9,12 +9,11 @@ at dimension 64 it began after its end; all verdicts were the same before. The c
 from typing import Any
 
 import numpy as np
-import torch
 from common import ROOT, print_table, write_results
 from testbed_features import exponent
 
 from stablerank.testbeds.figures import save_panels
-from stablerank.testbeds.random_features import SPIKES, descend_on, spiked_features, window
+from stablerank.testbeds.random_features import SPIKES, bulk_features, descend_on, spiked_features, window
 
 WIDTHS, SEEDS = (64, 128, 256, 512), (500, 501, 502)
 POINTS = ("first", "window_start", "window_end")
@@ -23,18 +22,12 @@ GROWS, BOUNDED = 0.5, 0.1
 FIGURE = ROOT / "docs" / "spectral-spiked.png"
 
 
-def control(width: int, seed: int) -> torch.Tensor:
-    """The bulk alone, of the same size."""
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(width, 4 * width, generator=draw, dtype=torch.float64)
-
-
 def arm(kind: str) -> dict[str, Any]:
     """By width and seed: nuclear rank at each point, and stable rank."""
     found: dict[str, Any] = {name: {} for name in (*POINTS, "stable_rank")}
     for width in WIDTHS:
         paths = [
-            descend_on((spiked_features if kind == "spiked" else control)(width, seed), seed, [0, *window(width)])
+            descend_on((spiked_features if kind == "spiked" else bulk_features)(width, seed), seed, [0, *window(width)])
             for seed in SEEDS
         ]
         for index, point in enumerate(POINTS):
@@ -57,7 +50,7 @@ def verdicts(arms: dict[str, Any]) -> dict[str, bool]:
 def _figure() -> None:
     steps = sorted({round(2**power) for power in np.arange(0, 14, 0.5)})
     curves = {}
-    for kind, draw in (("spiked", spiked_features), ("no spike", control)):
+    for kind, draw in (("spiked", spiked_features), ("no spike", bulk_features)):
         path = descend_on(draw(CURVE_WIDTH, SEEDS[0]), SEEDS[0], steps)
         curves[f"nr of gradient, {kind}"] = steps, path.nuclear_rank
         curves[f"st of features, {kind}"] = steps, [path.stable_rank] * len(steps)

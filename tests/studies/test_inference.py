@@ -76,6 +76,26 @@ def test_difference_beyond_a_margin(margin, direction, holds, contradicted):
     assert outcome.holds == (outcome.p <= 0.05)
 
 
+@pytest.mark.parametrize("direction", ["greater", "less"])
+def test_a_constant_stands_where_another_arm_would(direction):
+    a_S = RNG.normal(0.2, 1, 9)
+    rule = {"column": "x", "arm": "a", "direction": direction, "margin": 0.3}
+    outcome = evaluate(Difference(**rule, constant=1.5), table(a=a_S), 0.95)
+    beside = evaluate(Difference(**rule, against="b"), table(a=a_S, b=np.full(9, 1.5)), 0.95)
+    assert (outcome.p, outcome.holds) == (pytest.approx(beside.p), beside.holds)
+    assert interval(outcome) == pytest.approx(np.array(interval(beside)) + 1.5), "the estimate is the arm's own"
+    one_sided = "greater" if direction == "greater" else "less"
+    p = stats.ttest_1samp(a_S, 1.5 + (0.3 if direction == "greater" else -0.3), alternative=one_sided).pvalue
+    assert outcome.p == pytest.approx(2 * p if p < 0.5 else 1.0)
+
+
+def test_equivalence_about_a_constant_is_tost_of_what_is_left():
+    a_S = RNG.normal(7.1, 0.3, 9)
+    about = evaluate(Equivalence(column="x", arm="a", constant=7.0, margin=0.5), table(a=a_S), 0.95)
+    zero = evaluate(Equivalence(column="x", arm="a", margin=0.5), table(a=a_S - 7.0), 0.95)
+    assert about.holds == zero.holds and about.p == pytest.approx(zero.p)
+
+
 @pytest.mark.parametrize("margin", [0.5, 1.0, 3.0])
 def test_equivalence_is_tost(margin):
     a_S, b_S = RNG.normal(0.2, 1, 9), RNG.normal(0, 1, 9)

@@ -17,6 +17,8 @@ from stablerank.studies.cells import run_cell
 from stablerank.studies.layout import StudyFolder
 from stablerank.studies.lock import lock
 from stablerank.studies.settings import settings_of
+from stablerank.testbeds.initialisation import layers
+from stablerank.testbeds.random_features import spiked_features
 from stablerank.testbeds.two_layer_relu import World, train
 from stablerank.zoo.resolve import resolve
 
@@ -99,12 +101,36 @@ def test_a_testbed_cell_is_the_small_world_with_the_cells_seed(tmp_path):
     overrides = [f"{key}={value}" for key, value in small.items()]
     found = ran(tmp_path, "testbed", "two_layer_relu", *overrides, seed=7)["values"]
     history = train(World(**small), 7)
-    assert found["stable_rank"] == history.st_whole[-1] and found["loss"] == history.loss[-1]
+    assert found["stable_rank"] == history.st_whole[-1] and found["log_loss"] == math.log(history.loss[-1])
+    assert found["stable_rank_half"] == max(history.st_plus[-1], history.st_minus[-1])
     assert found["iterations"] is None
     factorised = ran(tmp_path, "testbed", "low_rank_factorisation", "method=polar", "condition=2", "step=0.5")
     assert factorised["values"]["iterations"] > 0
     features = ran(tmp_path, "testbed", "random_features", "width=16", "steps=4")["values"]
     assert 1 <= features["stable_rank"] <= 16 and math.isfinite(features["nuclear_rank"])
+
+
+def test_testbed_cells_of_features_are_their_spectra(tmp_path):
+    spiked = ran(tmp_path, "testbed", "spiked_features", "width=32", "at=first", seed=5)["values"]
+    drawn_KN = spiked_features(32, 5).numpy()
+    values = np.linalg.svd(drawn_KN, compute_uv=False) ** 2
+    assert spiked["stable_rank"] == pytest.approx(values.sum() / values[0])
+    assert 2 ** spiked["log2_nuclear_rank"] == pytest.approx(spiked["nuclear_rank"])
+    bulk = ran(tmp_path, "testbed", "spiked_features", "width=32", "spiked=false", seed=5)["values"]
+    assert bulk["stable_rank"] > 4 * spiked["stable_rank"]
+    first = ran(tmp_path, "testbed", "initialisation", "width=32", "activation=tanh", seed=5)["values"]
+    second = ran(tmp_path, "testbed", "initialisation", "width=32", "activation=tanh", "layer=2", seed=5)["values"]
+    expected = [np.linalg.svd(layer.numpy(), compute_uv=False) for layer in layers("tanh", 32, 2, 128, 5)]
+    ranks = [float((of**2).sum() / of[0] ** 2) for of in expected]
+    assert [first["stable_rank"], second["stable_rank"]] == pytest.approx(ranks)
+
+
+def test_a_testbed_cell_that_explodes_has_no_loss(tmp_path):
+    size = ("inputs=4", "samples=16", "steps=30")
+    calm = ran(tmp_path, "testbed", "sparse_regression", "rule=middle", *size)["values"]
+    assert math.isfinite(calm["log_loss"]) and calm["spectral_share"] == 0.5
+    wild = ran(tmp_path, "testbed", "sparse_regression", "rule=euclidean", "euclidean=1e6", *size)["values"]
+    assert wild["log_loss"] is None
 
 
 @pytest.mark.parametrize(

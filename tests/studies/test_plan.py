@@ -97,6 +97,16 @@ def test_every_rule_is_listed_with_its_key(tmp_path):
     assert listed["traps.random"].arms_read == ("random",)
 
 
+def test_a_constant_and_an_arm_are_not_both_held_against(tmp_path):
+    rule = {"kind": "difference", "column": "stable_rank", "arm": "weights", "constant": 2.0}
+    raw = {**RAW, "controls": {"able": rule}}
+    assert load_plan(written(tmp_path, raw)).controls["able"].constant == 2.0
+    both = {**raw, "controls": {"able": {**rule, "against": "weights-again"}}}
+    assert "keep one of them" in refusal(tmp_path, both)
+    shares = {**rule, "column": "pass_at_1_after", "arm": "grpo", "constant": 0.5}
+    assert "use kind: rate, or a margin" in refusal(tmp_path, {**raw, "controls": {"able": shares}})
+
+
 TRAIN_ARMS = ["grpo", "random", "still"]
 ARMS = st.sampled_from(TRAIN_ARMS)
 RULES = st.one_of(

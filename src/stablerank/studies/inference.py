@@ -4,7 +4,8 @@ Contract: `evaluate` judges one rule at one confidence; a claim that is false ho
 ``1 - confidence``, seeds and units drawn at random. ``holds``: the interval lies within what is claimed.
 ``contradicted``: it lies wholly outside. Neither: the data cannot tell.
 
-- difference: the interval of the mean of ``arm - against``, paired by seed and unit, lies beyond the margin;
+- difference: the interval of the mean of ``arm - against``, paired by seed and unit, lies beyond the margin, or that
+  of one arm beyond the constant and the margin (the estimate is the arm's own then);
 - equivalence: the interval at ``1 - 2 (1 - confidence)`` lies inside the margins (TOST, Schuirmann 1987,
   J Pharmacokinet Biopharm 15, 657);
 - ordering: every neighbouring difference holds (intersection-union: no correction), the weakest is reported;
@@ -86,7 +87,7 @@ def _evaluate(rule: Rule, table: Table, alpha: float) -> Outcome:
 def _difference(rule: Difference, table: Table, alpha: float) -> Outcome:
     sample = paired(table, rule.column, rule.arms_read)
     above = rule.direction == "greater"
-    threshold = rule.margin if above else -rule.margin
+    threshold = rule.constant + (rule.margin if above else -rule.margin)
     return _judged(sample, _contrast(sample), alpha, threshold, above=above, method=_name(sample))
 
 
@@ -95,8 +96,8 @@ def _equivalence(rule: Equivalence, table: Table, alpha: float) -> Outcome:
     sample = paired(table, rule.column, rule.arms_read)
     # Truth lies beyond one margin only, and that side alone would have to err, at most alpha: an interval of 2 alpha.
     bounds, method = _contrast(sample), f"{_name(sample)} (two one-sided tests)"
-    over = _judged(sample, bounds, 2 * alpha, -rule.margin, above=True, method=method)
-    under = _judged(sample, bounds, 2 * alpha, rule.margin, above=False, method=method)
+    over = _judged(sample, bounds, 2 * alpha, rule.constant - rule.margin, above=True, method=method)
+    under = _judged(sample, bounds, 2 * alpha, rule.constant + rule.margin, above=False, method=method)
     return replace(
         over,
         p=max(over.p, under.p) / 2,

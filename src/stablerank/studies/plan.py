@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from stablerank.errors import RecipeError
 from stablerank.studies import courses
 from stablerank.studies.matrix import expanded
-from stablerank.studies.rules import Baseline, Rule
+from stablerank.studies.rules import Baseline, Difference, Equivalence, Rule
 from stablerank.studies.settings import settings_of
 
 Kind = Literal["train", "measure", "score", "bestofn", "compress", "testbed"]
@@ -46,7 +46,11 @@ COLUMNS: dict[Kind, frozenset[str]] = {
     "bestofn": frozenset({"pick", "over_random", "random", "shortest", "longest", "oracle"}),
     "compress": frozenset({"bytes", "share_of_fp16", "update_error", "update_rank", "update_rank_change"}),
     "testbed": frozenset(
-        {"stable_rank", "stable_rank_plus", "stable_rank_minus", "margin_ratio", "loss", "iterations", "nuclear_rank"}
+        {
+            *("stable_rank", "stable_rank_half", "half_rise", "margin_ratio", "margin_rise"),
+            *("nuclear_rank", "log2_nuclear_rank", "log2_stable_rank"),
+            *("iterations", "log2_iterations", "log_loss", "spectral_share"),
+        }
     ),
 }
 """Every column that a kind of cell gives."""
@@ -161,6 +165,8 @@ class Plan(_Spec):
             _check_arms(self, key, rule)
             if isinstance(rule, Baseline):
                 _check_hardening(self, key, rule)
+            if isinstance(rule, Difference | Equivalence):
+                _check_constant(key, rule)
         _check_spread(self)
         return self
 
@@ -269,6 +275,15 @@ def _check_hardening(plan: Plan, key: str, rule: Baseline) -> None:
         )
     if rule.share < plan.hardening.share:
         raise ValueError(f"{key}.share={rule.share} is under hardening.share={plan.hardening.share}; raise it")
+
+
+def _check_constant(key: str, rule: Difference | Equivalence) -> None:
+    """The interval of right-or-wrong units is not the same at every share, and the power before the lock reckons so."""
+    if rule.constant and rule.column in VERDICTS:
+        raise ValueError(
+            f"{key} holds {rule.column} against constant={rule.constant}; "
+            "its units are right or wrong: use kind: rate, or a margin"
+        )
 
 
 def _sentence(error: ValidationError, place: str) -> str:

@@ -35,16 +35,23 @@ class _Rule(BaseModel):
 
 class _Contrast(_Rule):
     arm: ArmName
-    against: ArmName | None = Field(default=None, description="the other arm, paired by seed and unit; unset: zero")
+    against: ArmName | None = Field(default=None, description="the other arm, paired by seed and unit")
+    constant: float = Field(default=0.0, allow_inf_nan=False, description="the number that stands for another arm")
 
     @property
     def arms_read(self) -> ArmNames:
         """The arm, then the one it is held against."""
         return (self.arm,) if self.against is None else (self.arm, self.against)
 
+    @model_validator(mode="after")
+    def _one_thing_is_held_against(self) -> "_Contrast":
+        if self.against is not None and self.constant:
+            raise ValueError(f"arm {self.arm!r} is held against {self.against!r} and {self.constant}; keep one of them")
+        return self
+
 
 class Difference(_Contrast):
-    """The mean of ``arm - against`` lies beyond ``margin``, in the units of the column."""
+    """The mean of ``arm - against`` (or ``- constant``) lies beyond ``margin``, in the units of the column."""
 
     kind: Literal["difference"] = "difference"
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -52,7 +59,7 @@ class Difference(_Contrast):
 
 
 class Equivalence(_Contrast):
-    """The mean of ``arm - against`` lies within ``-margin .. margin``, in the units of the column."""
+    """The mean of ``arm - against`` (or ``- constant``) lies within ``-margin .. margin``."""
 
     kind: Literal["equivalence"] = "equivalence"
     margin: float = Field(gt=0, allow_inf_nan=False)

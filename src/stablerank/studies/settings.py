@@ -90,10 +90,41 @@ class RandomFeatures(Settings):
     steps: int = Field(100, ge=1)
 
 
+class SpikedFeatures(Settings):
+    """As `testbeds.random_features.spiked_features` and `bulk_features` take them, and where descent is looked at."""
+
+    width: int = Field(128, ge=8)
+    spiked: bool = True
+    at: Literal["first", "window_start", "window_end"] = "window_end"
+
+
+class SparseRegression(Settings):
+    """As `testbeds.sparse_regression.train` takes them."""
+
+    rule: Literal["euclidean", "spectral", "middle", "ends", "condition", "against"] = "condition"
+    gated: bool = False
+    euclidean: float = Field(0.005, gt=0, description="multiplier of Euclidean steps")
+    spectral: float = Field(0.15, gt=0, description="multiplier of spectral steps")
+    inputs: int = Field(24, ge=3)
+    samples: int = Field(512, ge=2)
+    steps: int = Field(400, ge=1)
+
+
+class Initialisation(Settings):
+    """As `testbeds.initialisation.chain` takes them, with four samples a unit."""
+
+    activation: Literal["relu", "squared_relu", "gelu", "silu", "tanh", "swiglu"] = "relu"
+    width: int = Field(128, ge=2)
+    layer: int = Field(1, ge=1)
+
+
 TESTBEDS: Mapping[str, type[Settings]] = {
     "two_layer_relu": TwoLayerRelu,
     "low_rank_factorisation": LowRankFactorisation,
     "random_features": RandomFeatures,
+    "spiked_features": SpikedFeatures,
+    "sparse_regression": SparseRegression,
+    "initialisation": Initialisation,
 }
 """Small worlds by their name, which is the arm's ``spec``."""
 

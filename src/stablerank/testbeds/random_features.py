@@ -77,6 +77,11 @@ def spiked_features(width: int, seed: int) -> Tensor:
     return left_KR * sizes_R @ right_NR.T + _normal(width, samples, draw)
 
 
+def bulk_features(width: int, seed: int) -> Tensor:
+    """Their control: the bulk alone, of the same size."""
+    return _normal(width, 4 * width, torch.Generator().manual_seed(seed))
+
+
 def window(width: int) -> tuple[int, int]:
     """From where the smallest spike is learnt to where the bulk begins to be, in steps; both constants 1."""
     largest, smallest = max(SPIKES), min(SPIKES)

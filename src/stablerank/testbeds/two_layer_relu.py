@@ -20,8 +20,10 @@ Left out on purpose: training the second layer, biases, and test error.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
@@ -87,6 +89,14 @@ class _Net:
         """``W W^T``, (M, M)."""
         mixed_MM = self.coefficients_MN @ self.cross_MN.T
         return self.start_MM + mixed_MM + mixed_MM.T + self.coefficients_MN @ self.gram_NN @ self.coefficients_MN.T
+
+
+def last_decade(history: History, values: Sequence[float]) -> float:
+    """The change of a value over the last factor of ten in steps, relative to where it began: by least squares."""
+    log_S = np.log10(np.maximum(history.step, 1))
+    late_S = log_S >= log_S[-1] - 1
+    slope, start = np.polyfit(log_S[late_S] - log_S[-1] + 1, np.asarray(values)[late_S], 1)
+    return float(slope / start)
 
 
 def whole_limit(slope: float) -> float:
