@@ -28,6 +28,7 @@ FACADES = (
     "",
     "__main__",
     "choosing",
+    "compressing",
     "conditioning",
     "diagnosing",
     "facade",

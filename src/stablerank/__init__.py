@@ -13,6 +13,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 if TYPE_CHECKING:
     from stablerank.adapters.prepare import prepare_adapter
     from stablerank.choosing import best_of_n
+    from stablerank.compressing import rate_distortion
     from stablerank.compression.compress import compress, load_compressed
     from stablerank.diagnosing import diagnose_run
     from stablerank.evaluating import evaluate, headroom
@@ -48,6 +49,7 @@ _HOMES = {
     "load_recipe": "stablerank.training.recipe",
     "measure": "stablerank.measuring",
     "prepare_adapter": "stablerank.adapters.prepare",
+    "rate_distortion": "stablerank.compressing",
     "rewardbench": "stablerank.rewardbenching",
     "score": "stablerank.scoring",
     "stable_rank": "stablerank.spectral.functionals",
@@ -74,6 +76,7 @@ __all__ = [
     "load_recipe",
     "measure",
     "prepare_adapter",
+    "rate_distortion",
     "rewardbench",
     "score",
     "stable_rank",

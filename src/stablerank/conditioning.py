@@ -25,11 +25,8 @@ from stablerank.evaluation.subjects import Subject, subject
 from stablerank.evaluation.text_loss import IGNORED
 from stablerank.probes.spectral_condition import BlockCondition, record_condition
 from stablerank.runs.strict_json import strict
-from stablerank.tasks import files
-from stablerank.tasks.arithmetic import problems
+from stablerank.tasks.named import named_rows
 
-ARITHMETIC = "arithmetic"
-"""The name of generated problems of the embedded models."""
 MICRO_BATCH = 8
 Progress = Callable[[int, int, str], None]
 """``progress(texts done, texts in all, note)``."""
@@ -83,7 +80,7 @@ def condition(
     if limit < 1 or max_length < 2:
         raise DataError(f"{limit} texts of {max_length} tokens leave nothing to predict: give 1 and 2 at least.")
     found = subject(model)
-    rows = _rows(texts, columns or {}, limit)
+    rows = named_rows(texts, columns or {}, limit, "train")
     encoded = _encoded(found, rows, max_length)
     policy = found.load().eval().requires_grad_(False)
     counted = sum(int((labels[1:] != IGNORED).sum()) for _, labels in encoded)
@@ -102,13 +99,6 @@ def condition(
                 progress(min(start + MICRO_BATCH, len(encoded)), len(encoded), "")
         blocks = recorder.blocks(run=found.name, seed=0, step=0)
     return Condition(model, len(encoded), sum(len(ids) for ids, _ in encoded), loss, tuple(blocks))
-
-
-def _rows(texts: str, columns: dict[str, str], limit: int) -> list[dict[str, str]]:
-    if texts == ARITHMETIC:
-        return [{"prompt": each.prompt, "completion": each.solution} for each in problems("train", limit)]
-    names = ("prompt", "completion") if {"prompt", "completion"} & columns.keys() else ("text",)
-    return files.load_texts(texts, columns, names, remedy="--{}-column COLUMN")[:limit]
 
 
 def _encoded(found: Subject, rows: Sequence[dict[str, str]], max_length: int) -> list[tuple[Tensor, Tensor]]:

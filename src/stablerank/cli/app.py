@@ -15,6 +15,7 @@ from stablerank.cli import (
     export,
     inspect_reward,
     measure,
+    rate_distortion,
     report,
     rewardbench,
     score,
@@ -45,6 +46,7 @@ app.command("bestofn")(bestofn.bestofn)
 app.command("inspect-reward")(inspect_reward.inspect_reward)
 app.command("adapt")(adapt.adapt)
 app.command("compress")(compress.compress)
+app.command("rate-distortion")(rate_distortion.rate_distortion)
 app.command("report")(report.report)
 app.command("diagnose")(diagnose.diagnose)
 app.command("export")(export.export)

@@ -51,13 +51,14 @@ def compress(
         found = run_expand(adapter, out)
         print(f"{len(found.tensors)} tensors of an adapter of {found.base or 'an unnamed base'} written to {out}")
         return
-    spec = CompressionSpec(method, bits, _group(group), rank, energy, entropy, sine)
+    spec = CompressionSpec(method, bits, group_of(group), rank, energy, entropy, sine)
     with Console(stderr=True).status("compressing"):
         done = run(adapter, out, spec, base=base, measure=measure)
     print(_json(done) if json else _text(done))
 
 
-def _group(text: str) -> "Group":
+def group_of(text: str) -> "Group":
+    """What `--group` says."""
     if text in ("tensor", "row"):
         return text  # type: ignore[return-value]
     if not text.isdigit():

@@ -35,7 +35,7 @@ def condition(
         found = run(
             model,
             texts,
-            columns=_columns(text_column, prompt_column, completion_column),
+            columns=columns_of(text_column, prompt_column, completion_column),
             limit=limit,
             max_length=max_length,
             head=head,
@@ -48,7 +48,8 @@ def condition(
     print(condition_text(found.blocks, every_block=all_blocks))
 
 
-def _columns(text: str, prompt: str | None, completion: str | None) -> dict[str, str]:
+def columns_of(text: str, prompt: str | None, completion: str | None) -> dict[str, str]:
+    """Our names to the file's."""
     if prompt is None and completion is None:
         return {"text": text}
     return {"prompt": prompt or "prompt", "completion": completion or "completion"}

@@ -16,6 +16,17 @@ FULL: Literal["fp16"] = "fp16"
 FULL_BITS = 16
 
 
+def known_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in get_args(Method):
+        raise RecipeError(f"Method {name!r} is none of {', '.join(get_args(Method))}; choose one of them.")
+    return name  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class CompressionSpec:
     """A method with its settings.
@@ -40,8 +51,7 @@ class CompressionSpec:
 
     def __post_init__(self) -> None:
         """Fill in the bits, then check."""
-        if self.method not in get_args(Method):
-            raise RecipeError(f"Method {self.method!r} is none of {', '.join(get_args(Method))}; choose one of them.")
+        known_method(self.method)
         known = (FULL_BITS,) if self.method == FULL else QUANTISERS[self.method].bits
         if self.bits is None:
             object.__setattr__(self, "bits", 5 if 5 in known else known[-1])

@@ -22,8 +22,8 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from stablerank.dynamics.overfitting_signals import OF_EFFECTS, OF_UPDATES, Signals, signals_of
 from stablerank.dynamics.stopping import rule_of
 from stablerank.evaluation.drift import Drift
-from stablerank.evaluation.forgetting import ForgettingProbe
 from stablerank.evaluation.statistics import Interval
+from stablerank.evaluation.text_probe import TextProbe
 from stablerank.probes.effects import EffectPanel
 from stablerank.runs.folder import RunFolder
 from stablerank.training.closing import write_loss_summary
@@ -69,12 +69,12 @@ class LossSession(Session[LossRecipeT], Generic[LossRecipeT]):
         }
         self.forgetting = self._forgetting()
 
-    def _forgetting(self) -> ForgettingProbe | None:
+    def _forgetting(self) -> TextProbe | None:
         spec = self.recipe.evaluation
         if spec.forgetting is None:
             return None
         rows = spec.forgetting.held_out_rows(spec.split, spec.curve_examples)
-        return ForgettingProbe(self.tokenizer, rows, self.recipe.loss_settings["max_length"], spec.batch_size)
+        return TextProbe(self.tokenizer, rows, self.recipe.loss_settings["max_length"], spec.batch_size)
 
     def _build(self, folder: RunFolder, callbacks: list[TrainerCallback]) -> Trainer:
         parts = {name: Dataset.from_list(rows) for name, rows in self.parts.items()}

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stablerank.errors import DataError
-from stablerank.evaluation.forgetting import ForgettingProbe
+from stablerank.evaluation.text_probe import TextProbe
 from stablerank.zoo.resolve import resolve
 
 STUDENT = "zoo:arith-student"
@@ -38,7 +38,7 @@ def plain_loss(model, examples):
 
 
 def test_of_prompts_the_completion_counts(student, tokenizer):
-    found = ForgettingProbe(tokenizer, ROWS, 128, 2).loss(student)
+    found = TextProbe(tokenizer, ROWS, 128, 2).loss(student)
     asked = [tokenizer(row["prompt"]).input_ids for row in ROWS]
     answers = [tokenizer(row["completion"] + tokenizer.eos_token, add_special_tokens=False).input_ids for row in ROWS]
     examples = [(prompt + answer, len(prompt)) for prompt, answer in zip(asked, answers, strict=True)]
@@ -47,7 +47,7 @@ def test_of_prompts_the_completion_counts(student, tokenizer):
 
 
 def test_of_texts_all_but_the_first_token_counts(student, tokenizer):
-    found = ForgettingProbe(tokenizer, TEXTS, 128, 1).loss(student)
+    found = TextProbe(tokenizer, TEXTS, 128, 1).loss(student)
     assert found.value == pytest.approx(
         plain_loss(student, [(tokenizer(r["text"]).input_ids, 0) for r in TEXTS]), rel=1e-5
     )
@@ -60,10 +60,10 @@ def test_messages_go_through_the_chat_template(student, tokenizer):
     )
     rows = [{"prompt": [{"role": "user", "content": "1+1"}], "completion": [{"role": "assistant", "content": "=2"}]}]
     ids = chat("1+1=2", add_special_tokens=False).input_ids
-    found = ForgettingProbe(chat, rows, 128, 1).loss(student)
+    found = TextProbe(chat, rows, 128, 1).loss(student)
     assert found.value == pytest.approx(plain_loss(student, [(ids, len(ids) - 1)]), rel=1e-5)
 
 
 def test_texts_that_leave_nothing_to_predict_are_refused(tokenizer):
     with pytest.raises(DataError, match="none of 2 texts of evaluation"):
-        ForgettingProbe(tokenizer, ROWS, 3, 2)
+        TextProbe(tokenizer, ROWS, 3, 2)

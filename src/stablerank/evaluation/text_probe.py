@@ -1,4 +1,4 @@
-"""The loss of texts that a run does not train on, as a sign of what it forgets: `ForgettingProbe`.
+"""The loss of the same texts under several models, such as those that a run does not train on: `TextProbe`.
 
 Contract: texts are those of a language-modelling ``data`` section, whatever the run's own objective; of a prompt with a
 completion the completion counts, of a text all but its first token. The loss is in nats a token over all counted
@@ -24,13 +24,22 @@ Example = tuple[list[int], int]
 """Token ids, and how many of them are only read."""
 
 
-class ForgettingProbe:
-    """Reads the same texts at every evaluation."""
+class TextProbe:
+    """Reads the same texts every time it is asked."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], longest: int, batch_size: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Mapping[str, Any]],
+        longest: int,
+        batch_size: int,
+        *,
+        named: str = "evaluation.forgetting",
+        remedy: str = "trainer.max_length",
     ) -> None:
         """``rows`` have ``text``, or ``prompt`` and ``completion``, as text or as messages.
+
+        ``named`` and ``remedy`` are what the texts and the window are called where they were asked for.
 
         Raises:
             DataError: no text has a token left to predict.
@@ -39,14 +48,18 @@ class ForgettingProbe:
         self._batch_size = batch_size
         if not any(len(ids) > max(read, 1) for ids, read in self._examples):
             raise DataError(
-                f"none of {len(rows)} texts of evaluation.forgetting has a token to predict within {longest}; give "
-                "longer texts, or raise trainer.max_length."
+                f"none of {len(rows)} texts of {named} has a token to predict within {longest}; give longer texts, or "
+                f"raise {remedy}."
             )
 
     def loss(self, model: nn.Module) -> Interval:
         """In nats a token."""
+        return text_loss(self.rows(model))["loss"]
+
+    def rows(self, model: nn.Module) -> list[dict[str, float]]:
+        """``nll`` and ``tokens`` of each text, as `stablerank.evaluation.losses` reads them."""
         found = example_logprobs(model, self._batches())
-        return text_loss([{"nll": -one.logprob, "tokens": one.tokens} for one in found])["loss"]
+        return [{"nll": -one.logprob, "tokens": one.tokens} for one in found]
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(self._examples), self._batch_size):
