@@ -44,6 +44,10 @@ def outcome_reward() -> str:
     return verdict("outcome-reward", "pass@1 gain")
 
 
+def spectral_worlds() -> str:
+    return verdict("spectral-worlds", "estimate")
+
+
 def overfitting_verdict() -> str:
     return verdict("overfitting-signature", "estimate")
 

@@ -317,6 +317,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "spectral_nanogpt_verdicts": spectral_tables.nanogpt_verdicts,
     "spectral_factorisation": spectral_tables.factorisation,
     "spectral_factorisation_verdicts": spectral_tables.factorisation_verdicts,
+    "spectral_worlds": study_tables.spectral_worlds,
     "sr_grpo": sr_tables.sr_grpo,
     "sr_grpo_right_length": sr_tables.sr_grpo_right_length,
     "sr_grpo_contrasts": sr_tables.sr_grpo_contrasts,

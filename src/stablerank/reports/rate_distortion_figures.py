@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from stablerank.reports.svg import FIRST, MUTED, NULL, SECOND, Picture, house_style, render
 
@@ -35,7 +35,7 @@ def _picture(name: str, title: str, draw: Any, results: Results) -> Picture:
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.subplots()
         draw(axes, results)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, borderaxespad=0.2)
         svg = render(figure, name, alt)
     return Picture(name, title, "", alt, svg)
 
@@ -51,8 +51,11 @@ def _costs(axes: Axes, results: Results) -> None:
             bytes_P, cost_P, [below_P, above_P], color=colour, marker=marker, markersize=4, elinewidth=1, label=method
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("symlog", linthresh=max(results["tolerance"], 1e-4))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("bytes of the file")
     axes.set_ylabel("nats a token")
 
@@ -61,8 +64,8 @@ def _errors(axes: Axes, results: Results) -> None:
     for method, (colour, marker), own in _lines(results, full=False):
         values_P = [point["lost"]["median_error"] for point in own]
         axes.plot(_bits(own), values_P, color=colour, marker=marker, markersize=4, label=method)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     _dress(axes)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
 
 def _ranks(axes: Axes, results: Results) -> None:
@@ -76,12 +79,14 @@ def _ranks(axes: Axes, results: Results) -> None:
     before = results["points"][0]["lost"]["stable_rank_before"]
     if before is not None:
         axes.axhline(before, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_formatter(NullFormatter())
     _dress(axes)
 
 
 def _dress(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("bits a value")
 
