@@ -10,7 +10,7 @@ Work goes on where it stopped. The figure is drawn once every run is there.
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ def chosen(task: Task, tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def measured(task: Task, arms: list[Arm], work: Path) -> Iterator[Point]:
-    for seed in SEEDS:
+def measured(task: Task, arms: list[Arm], work: Path, seeds: Sequence[int] = SEEDS) -> Iterator[Point]:
+    for seed in seeds:
         for arm in arms:
             cuts = [None, CUT_TO] if arm.kind == "lora" and arm.rank > CUT_TO else [None]
             folder = trained(task, arm, seed, work)
@@ -152,13 +152,23 @@ def seeds(points: list[Point]) -> list[int]:
 
 
 def settings(task: Task) -> dict[str, Any]:
-    return {**vars(task), "seeds": SEEDS, "tuning_seed": TUNING_SEED, "cut": CUT_TO, "sine_step": SINE_STEP}
+    return {
+        **vars(task),
+        "dtype": str(task.dtype),
+        "seeds": SEEDS,
+        "tuning_seed": TUNING_SEED,
+        "cut": CUT_TO,
+        "sine_step": SINE_STEP,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="arithmetic")
     parser.add_argument("--tune", action="store_true", help="try rates and frequencies on validation and stop")
+    parser.add_argument(
+        "--seed", type=int, choices=SEEDS, help="measure one alone, to share the work of the last stage"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "rate-distortion")
     arguments = parser.parse_args()
 
@@ -169,6 +179,9 @@ def main() -> None:
         print_table("chosen on validation", ("kind", "rank", "rate", "omega"), rows)
         return
     arms = [Arm(one["kind"], one["rank"], one["rate"], one["omega"]) for one in tuned["chosen"]]
+    if arguments.seed:
+        print(f"{len(list(measured(task, arms, work, (arguments.seed,))))} points")
+        return
     points: list[Point] = []
     for one in measured(task, arms, work):
         points.append(one)

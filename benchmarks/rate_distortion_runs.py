@@ -1,11 +1,13 @@
 """The runs of `rate_distortion.py`: an adapter trained by language modelling, compressed and scored, one point a file.
 
 Two tasks. ``arithmetic``: worked solutions of the embedded task on the embedded student, scored by held-out loss and
-greedy pass@1. ``smollm2``: GSM8K's worked solutions on SmolLM2-135M-Instruct, scored by held-out loss alone, trained
-and scored under bfloat16 autocast with the adapter beside the base, whose rounding would swallow a merged update. The
-loss is of solution tokens, in nats a token. What is finished in the work folder is read, not repeated.
+greedy pass@1. ``smollm2``: GSM8K's worked solutions on SmolLM2-135M-Instruct, scored by held-out loss alone; base in
+bfloat16, adapter in fp32 beside it (merged, the base's rounding would swallow it) on queries and values, PEFT's default
+for such models, and logits of held-out texts in fp32. The loss is of solution tokens, in nats a token. What is finished
+in the work folder is read, not repeated.
 """
 
+import copy
 import json
 import math
 import statistics
@@ -55,8 +57,9 @@ class Task:
     omegas: tuple[float, ...]
     by: tuple[float, ...]
     """Factors tried on SineLoRA's rate."""
-    autocast: bool = False
-    """Products in bfloat16; parameters, losses and the adapter's file stay fp32."""
+    targets: str | tuple[str, ...] = "all-linear"
+    dtype: torch.dtype = torch.float32
+    """Of the base; adapters are fp32."""
 
 
 TASKS = {
@@ -76,16 +79,17 @@ TASKS = {
     "smollm2": Task(
         "smollm2",
         "zoo:smollm2-135m-instruct",
-        steps=40,
-        batch=8,
-        examples=64,
+        steps=12,
+        batch=4,
+        examples=16,
         problems=0,
-        longest=320,
+        longest=224,
         ranks=(8,),
         rates=(1e-3, 3e-3),
-        omegas=(10.0, 50.0, 200.0, 800.0),
-        by=(1.0, 3.0),
-        autocast=True,
+        omegas=(10.0, 50.0, 200.0),
+        by=(1.0,),
+        targets=("q_proj", "v_proj"),
+        dtype=torch.bfloat16,
     ),
 }
 
@@ -99,9 +103,10 @@ class Arm:
     rate: float
     omega: float = 0.0
 
-    @property
-    def spec(self) -> LowRankSpec:
+    def spec(self, task: Task) -> LowRankSpec:
+        """With alpha of twice the rank."""
         shared: dict[str, Any] = {"r": self.rank, "alpha": 2 * self.rank}
+        shared["targets"] = task.targets if isinstance(task.targets, str) else list(task.targets)
         if self.kind == "sinelora":
             return SineSpec(**shared, omega=self.omega)
         return {"lora": LoraSpec, "dora": DoraSpec}[self.kind](**shared)
@@ -132,7 +137,14 @@ def tokenizer(task: Task) -> Any:
 
 
 def base(task: Task) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(resolve(task.base), dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(resolve(task.base), dtype=task.dtype)
+
+
+def with_full_logits(model: PreTrainedModel) -> PreTrainedModel:
+    """The head in fp32 and untied: logits of some 20 rounded to bfloat16 would be a twentieth of a nat apart."""
+    model.lm_head = copy.deepcopy(model.lm_head).float()
+    model.lm_head.register_forward_pre_hook(lambda head, states: tuple(each.float() for each in states))
+    return model
 
 
 def trained(task: Task, arm: Arm, seed: int, work: Path) -> Path:
@@ -142,7 +154,7 @@ def trained(task: Task, arm: Arm, seed: int, work: Path) -> Path:
         return folder
     set_seed(seed)
     trainer = SFTTrainer(
-        model=prepare_adapter(base(task), arm.spec),
+        model=prepare_adapter(base(task), arm.spec(task)),
         args=SFTConfig(
             output_dir=str(folder / "trainer"),
             max_steps=task.steps,
@@ -154,7 +166,7 @@ def trained(task: Task, arm: Arm, seed: int, work: Path) -> Path:
             seed=seed,
             save_strategy="no",
             report_to="none",
-            bf16=task.autocast,
+            gradient_checkpointing=False,
             use_cpu=True,
             disable_tqdm=True,
             dataloader_pin_memory=False,
@@ -184,8 +196,8 @@ def point(task: Task, folder: Path, spec: CompressionSpec, split: str) -> dict[s
         "lower": statistics.median(loss.lower for loss in written.losses),
         "upper": statistics.median(loss.upper for loss in written.losses),
     }
-    model = load_compressed(file, base(task)).eval()
-    if not task.autocast:  # a sine would be computed anew in every forward
+    model = load_compressed(file, with_full_logits(base(task))).eval()
+    if task.dtype is torch.float32:  # a sine would be computed anew in every forward
         model = model.merge_and_unload()
     found = {
         "method": spec.method,
@@ -205,8 +217,7 @@ def point(task: Task, folder: Path, spec: CompressionSpec, split: str) -> dict[s
 
 def quality(task: Task, model: Any, split: str) -> dict[str, float]:
     """Loss, and on the test split pass@1 where the task has one."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=task.autocast):
-        found = example_logprobs(model, batches(task, split))
+    found = example_logprobs(model, batches(task, split))
     loss = -sum(example.logprob for example in found) / sum(example.tokens for example in found)
     if not task.problems or split != "test":
         return {"loss": loss}
