@@ -2,15 +2,15 @@
 
 ``--tune`` first: rate of LoRA and DoRA, rate and omega of SineLoRA at each rank, one exploratory seed, validation, by
 the held-out loss at five bits of k-means. Then, without it: three fresh seeds of LoRA, DoRA and SineLoRA at those
-settings, and LoRA cut to a lower rank, by every method and number of bits, scored once on the test split. SineLoRA and
-LoRA are compared by the Bjontegaard delta (quality is minus the loss) a seed, with Student's interval over seeds, and
-the claim "SineLoRA of rank 8 at five bits is as good as LoRA in full precision" by the paired difference of the losses.
-Work goes on where it stopped. The figure is drawn once every run is there.
-"""
+settings, and LoRA cut to a lower rank, by every method and number of bits, scored once on the test split. Methods and
+adapters are compared by the Bjontegaard delta a seed, with Student's interval over seeds (quality is minus the loss,
+or minus the logarithm of an update's error), and the claim "SineLoRA of rank 8 at five bits is as good as LoRA in
+full precision" by the paired difference of the losses. Work goes on where it stopped. The figure is drawn once every
+run is there. """
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ SPECS = [
     CompressionSpec("nf4", group=64),
 ]
 Point = dict[str, Any]
+QUALITIES: dict[str, Callable[[Point], float]] = {
+    "loss": lambda point: -point["loss"],
+    "error": lambda point: -math.log10(point["median_error"]),
+}
 
 
 def candidates(task: Task) -> Iterator[Arm]:
@@ -90,28 +94,39 @@ def series(one: Point) -> str:
     return f"{one['kind']} r={one['rank']}{cut} {one['method']}"
 
 
-def curve(points: list[Point], name: str, seed: int) -> Curve:
+def curve(points: list[Point], name: str, seed: int, quality: str) -> Curve:
     found = [one for one in points if series(one) == name and one["seed"] == seed]
-    return Curve(tuple(one["bytes"] for one in found), tuple(-one["loss"] for one in found))
+    return Curve(tuple(one["bytes"] for one in found), tuple(QUALITIES[quality](one) for one in found))
+
+
+def delta(points: list[Point], anchor: str, test: str, quality: str) -> dict[str, Any]:
+    """Bytes of one series over those of another at equal quality, less one, with what it rests on by seed."""
+    found = [
+        delta_rate(curve(points, anchor, seed, quality), curve(points, test, seed, quality)) for seed in seeds(points)
+    ]
+    return {
+        "anchor": anchor,
+        "test": test,
+        "rate": interval(seed_mean([each.value for each in found])),
+        "status": [each.status for each in found],
+        "overlap": [each.overlap for each in found],
+        "dropped": [each.dropped for each in found],
+    }
 
 
 def deltas(points: list[Point]) -> list[dict[str, Any]]:
-    """Bytes of each series of several bits at equal loss, against LoRA of rank 8 by k-means."""
-    anchor = "lora r=8 kmeans"
+    """At equal held-out loss: each series of several bits against LoRA of rank 8 by k-means."""
     names = [name for name in dict.fromkeys(map(series, points)) if not name.endswith(("nf4", "fp16"))]
+    return [delta(points, "lora r=8 kmeans", name, "loss") for name in names]
+
+
+def error_deltas(task: Task, points: list[Point]) -> list[dict[str, Any]]:
+    """At equal error of an update: even levels against k-means of the same adapter, and other adapters against LoRA."""
     rows = []
-    for name in names:
-        found = [delta_rate(curve(points, anchor, seed), curve(points, name, seed)) for seed in seeds(points)]
-        rows.append(
-            {
-                "anchor": anchor,
-                "test": name,
-                "rate": interval(seed_mean([delta.value for delta in found])),
-                "status": [delta.status for delta in found],
-                "overlap": [delta.overlap for delta in found],
-                "dropped": [delta.dropped for delta in found],
-            }
-        )
+    for rank in task.ranks:
+        own = [(f"{kind} r={rank} kmeans", f"{kind} r={rank} affine") for kind in ("lora", "dora", "sinelora")]
+        others = [(f"lora r={rank} kmeans", f"{kind} r={rank} kmeans") for kind in ("dora", "sinelora")]
+        rows += [delta(points, anchor, test, "error") for anchor, test in (*own, *others)]
     return rows
 
 
@@ -187,7 +202,12 @@ def main() -> None:
         points.append(one)
         if len(points) % len(SPECS) == 0:
             write_results(f"rate_distortion_{task.name}", settings(task), {"points": points})
-    results = {"points": points, "deltas": deltas(points), "claims": claims(task, points)}
+    results = {
+        "points": points,
+        "deltas": deltas(points),
+        "error_deltas": error_deltas(task, points),
+        "claims": claims(task, points),
+    }
     write_results(f"rate_distortion_{task.name}", settings(task), results)
     draw(results, tuned, ROOT / "docs" / f"compression-{task.name}.png")
     if not all(one["within_bounds"] for one in points):

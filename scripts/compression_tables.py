@@ -68,6 +68,20 @@ def compress_deltas(task: str) -> str:
     return table("against LoRA, r = 8, k-means | bytes at equal loss (95 %) | overlap | most dropped | status", rows)
 
 
+def compress_error_deltas(task: str) -> str:
+    rows = [
+        [
+            _title(found["test"]),
+            _title(found["anchor"]),
+            _percent(found["rate"]),
+            f"{100 * min(found['overlap']):.0f} %",
+            ", ".join(dict.fromkeys(found["status"])),
+        ]
+        for found in load(f"rate_distortion_{task}")["error_deltas"]
+    ]
+    return table("tested | against | bytes at equal error of an update (95 %) | overlap | status", rows)
+
+
 def compress_claims(task: str) -> str:
     rows = [
         [

@@ -280,6 +280,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "compress_speed": compression_tables.compress_speed,
     "compress_points": compression_tables.compress_points,
     "compress_deltas": compression_tables.compress_deltas,
+    "compress_error_deltas": compression_tables.compress_error_deltas,
     "compress_claims": compression_tables.compress_claims,
     "compress_omegas": compression_tables.compress_omegas,
     "compress_chosen": compression_tables.compress_chosen,
