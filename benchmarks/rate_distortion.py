@@ -6,7 +6,8 @@ settings, and LoRA cut to a lower rank, by every method and number of bits, scor
 adapters are compared by the Bjontegaard delta a seed, with Student's interval over seeds (quality is minus the loss,
 or minus the logarithm of an update's error), and the claim "SineLoRA of rank 8 at five bits is as good as LoRA in
 full precision" by the paired difference of the losses. Work goes on where it stopped. The figure is drawn once every
-run is there. """
+run is there.
+"""
 
 import argparse
 import math

@@ -4,6 +4,7 @@ The tables of a task take its name: ``arithmetic`` or ``smollm2``.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
@@ -31,27 +32,37 @@ def compress_speed() -> str:
 
 
 def compress_points(task: str) -> str:
-    """Means over seeds, the range of the loss beside."""
-    groups: dict[tuple[Any, ...], list[Found]] = defaultdict(list)
-    for found in load(f"rate_distortion_{task}")["points"]:
-        groups[found["kind"], found["rank"], found["cut"], found["method"], found["bits"]].append(found)
+    """Held-out loss, means over seeds."""
+    return _by_bits(task, lambda one: one["loss"], "loss, nats a token", "{:.4f}")
+
+
+def compress_accuracy(task: str) -> str:
+    return _by_bits(task, lambda one: 100 * one["pass_at_1"], "pass@1, %", "{:.1f}")
+
+
+def compress_bytes(task: str) -> str:
+    return _by_bits(task, lambda one: one["bytes"] / 1e3, "kB", "{:.1f}")
+
+
+def compress_ranks(task: str) -> str:
+    return _by_bits(task, lambda one: one["stable_rank_after"], "stable rank, median", "{:.2f}")
+
+
+def _by_bits(task: str, value: Callable[[Found], float], what: str, shown: str) -> str:
+    """A row an adapter and method, a column a number of bits; fp16 stands in the row of k-means, NF4 in its own."""
+    groups: dict[tuple[Any, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one in load(f"rate_distortion_{task}")["points"]:
+        method = "kmeans" if one["method"] == "fp16" else one["method"]
+        groups[one["kind"], one["rank"], one["cut"], method][one["bits"]].append(value(one))
     rows = [
         [
             f"{NAMES[kind]}, r = {rank}" + (f", cut to {cut}" if cut else ""),
             method,
-            str(bits),
-            f"{fmean(one['bytes'] for one in found) / 1e3:.1f} kB",
-            f"{fmean(one['loss'] for one in found):.4f} ({_range(one['loss'] for one in found)})",
-            f"{100 * fmean(one['pass_at_1'] for one in found):.1f} %" if "pass_at_1" in found[0] else "",
-            f"{100 * fmean(one['median_error'] for one in found):.1f} %",
-            f"{fmean(one['median_norm_ratio'] for one in found):.3f}",
-            f"{fmean(one['stable_rank_before'] for one in found):.2f}",
-            f"{fmean(one['stable_rank_after'] for one in found):.2f}",
+            *(shown.format(fmean(found[bits])) if bits in found else "" for bits in (*range(1, 9), 16)),
         ]
-        for (kind, rank, cut, method, bits), found in groups.items()
+        for (kind, rank, cut, method), found in groups.items()
     ]
-    measures = "held-out loss | pass@1 | error of an update | its size | stable rank before | after"
-    return table(f"adapter | method | bits | file | {measures}", rows)
+    return table(f"{what}; bits: | method | {' | '.join(map(str, range(1, 9)))} | fp16", rows)
 
 
 def compress_deltas(task: str) -> str:
@@ -96,19 +107,28 @@ def compress_claims(task: str) -> str:
 
 
 def compress_omegas(task: str) -> str:
+    """By rank and omega, at the best of the rates tried."""
+    best: dict[tuple[int, float], Found] = {}
+    for found in load(f"rate_distortion_tuning_{task}")["tried"]:
+        key = found["rank"], found["omega"]
+        if found["kind"] == "sinelora" and (key not in best or _five(found) < _five(best[key])):
+            best[key] = found
     rows = [
         [
-            str(found["rank"]),
-            f"{found['omega']:g}",
+            str(rank),
+            f"{omega:g}",
             f"{found['rate']:.2g}",
             f"{found['full']['loss']:.4f}",
-            f"{found['five_bits']['loss']:.4f}",
+            f"{_five(found):.4f}",
             f"{found['full']['stable_rank_before']:.2f}",
         ]
-        for found in load(f"rate_distortion_tuning_{task}")["tried"]
-        if found["kind"] == "sinelora"
+        for (rank, omega), found in best.items()
     ]
-    return table("rank | omega | learning rate | validation loss | at five bits | stable rank", rows)
+    return table("rank | omega | best rate | validation loss | at five bits | stable rank", rows)
+
+
+def _five(found: Found) -> float:
+    return float(found["five_bits"]["loss"])
 
 
 def compress_chosen(task: str) -> str:
@@ -128,11 +148,6 @@ def compress_chosen(task: str) -> str:
 def _title(series: str) -> str:
     kind, _, rest = series.partition(" ")
     return f"{NAMES[kind]} {rest.replace('r=', 'r = ')}"
-
-
-def _range(values: Any) -> str:
-    known = list(values)
-    return f"{min(known):.4f} to {max(known):.4f}"
 
 
 def _percent(found: Found) -> str:
