@@ -1,4 +1,4 @@
-"""What quality does each byte of an adapter buy? `python benchmarks/rate_distortion.py [--tune] [--task smollm2]`.
+"""What quality does each byte of an adapter buy? `python benchmarks/rate_distortion.py [--tune] [--task NAME]`.
 
 ``--tune`` first: rate of LoRA and DoRA, rate and omega of SineLoRA at each rank, one exploratory seed, validation, by
 the held-out loss at five bits of k-means. Then, without it: three fresh seeds of LoRA, DoRA and SineLoRA at those
@@ -52,7 +52,7 @@ def tune(task: Task, work: Path) -> dict[str, Any]:
     tried = []
     for arm in candidates(task):
         folder = trained(task, arm, TUNING_SEED, work)
-        full, five = (point(task, folder, spec, "validation") for spec in (FULL, PUBLISHED))
+        full, five = (point(task, folder, spec, "validation", TUNING_SEED) for spec in (FULL, PUBLISHED))
         tried.append({**vars(arm), "full": full, "five_bits": five})
         print(f"{task.name} {arm.name(TUNING_SEED)}: {full['loss']:.4f}, at five bits {five['loss']:.4f}", flush=True)
         found = {"tried": tried, "chosen": chosen(task, tried)}
@@ -86,7 +86,7 @@ def measured(task: Task, arms: list[Arm], work: Path, seeds: Sequence[int] = SEE
             for cut in cuts:
                 for spec in SPECS:
                     spec_cut = CompressionSpec(spec.method, spec.bits, spec.group, cut)
-                    yield {**vars(arm), "seed": seed, **point(task, folder, spec_cut, "test")}
+                    yield {**vars(arm), "seed": seed, **point(task, folder, spec_cut, "test", seed)}
             print(f"{task.name} {arm.name(seed)}: done", flush=True)
 
 

@@ -1,10 +1,11 @@
 """The runs of `rate_distortion.py`: an adapter trained by language modelling, compressed and scored, one point a file.
 
-Two tasks. ``arithmetic``: worked solutions of the embedded task on the embedded student, scored by held-out loss and
-greedy pass@1. ``smollm2``: GSM8K's worked solutions on SmolLM2-135M-Instruct, scored by held-out loss alone; base in
-bfloat16, adapter in fp32 beside it (merged, the base's rounding would swallow it) on queries and values, PEFT's default
-for such models, and logits of held-out texts in fp32. The loss is of solution tokens, in nats a token. What is finished
-in the work folder is read, not repeated.
+Three tasks. ``arithmetic``: worked solutions of the embedded task on the embedded student, scored by held-out loss
+and greedy pass@1. ``memory``: the same with the solutions handed out at random, so that nothing but the examples can
+be learnt, scored by the loss of those examples: how much an adapter holds. ``smollm2``: GSM8K's worked solutions on
+SmolLM2-135M-Instruct, scored by held-out loss alone; base in bfloat16, adapter in fp32 beside it (merged, the base's
+rounding would swallow it) on queries and values, PEFT's default for such models, and logits of held-out texts in
+fp32. The loss is of solution tokens, in nats a token. What is finished in the work folder is read, not repeated.
 """
 
 import copy
@@ -34,6 +35,7 @@ from stablerank.rewards.specs import MathVerifySpec
 from stablerank.tasks import arithmetic
 from stablerank.tasks.files import load_texts
 from stablerank.tasks.specs import ArithmeticSpec
+from stablerank.tasks.texts import shuffled_completions
 from stablerank.zoo.resolve import resolve
 
 Row = dict[str, str]
@@ -58,6 +60,8 @@ class Task:
     by: tuple[float, ...]
     """Factors tried on SineLoRA's rate."""
     targets: str | tuple[str, ...] = "all-linear"
+    is_recall: bool = False
+    """Whether an adapter is scored on what it was trained on."""
     dtype: torch.dtype = torch.float32
     """Of the base; adapters are fp32."""
 
@@ -75,6 +79,20 @@ TASKS = {
         rates=(3e-4, 1e-3, 3e-3, 1e-2),
         omegas=(2.0, 5.0, 20.0, 50.0, 100.0, 200.0, 400.0, 800.0),
         by=(1 / 3, 1.0, 3.0),
+    ),
+    "memory": Task(
+        "memory",
+        "zoo:arith-student",
+        steps=160,
+        batch=8,
+        examples=64,
+        problems=0,
+        longest=128,
+        ranks=(2, 8),
+        rates=(1e-3, 3e-3, 1e-2),
+        omegas=(20.0, 50.0, 100.0, 200.0, 400.0),
+        by=(1.0, 3.0),
+        is_recall=True,
     ),
     "smollm2": Task(
         "smollm2",
@@ -119,6 +137,9 @@ class Arm:
 @cache
 def rows(task: Task, split: str, seed: int) -> list[Row]:
     """Prompts with completions; training draws by the seed, the held-out splits are the same for every seed."""
+    if task.is_recall:
+        drawn = arithmetic.problems("train", task.examples, seed=seed)
+        return shuffled_completions([{"prompt": each.prompt, "completion": each.solution} for each in drawn])
     count = task.steps * task.batch if split == "train" else task.examples
     if task.name == "arithmetic":
         found = arithmetic.problems(split, count, seed=seed if split == "train" else 0)  # type: ignore[arg-type]
@@ -180,8 +201,8 @@ def trained(task: Task, arm: Arm, seed: int, work: Path) -> Path:
     return folder
 
 
-def point(task: Task, folder: Path, spec: CompressionSpec, split: str) -> dict[str, Any]:
-    """One compressed file of a trained adapter: bytes, quality, losses."""
+def point(task: Task, folder: Path, spec: CompressionSpec, split: str, seed: int) -> dict[str, Any]:
+    """One compressed file of an adapter trained with a seed: bytes, quality, losses."""
     place = folder / f"{split}-{spec.method}-{spec.bits}-{spec.rank or 'full'}"
     done = place.with_name(f"{place.name}.json")
     if done.exists():
@@ -208,16 +229,16 @@ def point(task: Task, folder: Path, spec: CompressionSpec, split: str) -> dict[s
         **asdict(lost),
         **{name: value if math.isfinite(value) else None for name, value in bounds.items()},
         "within_bounds": within,
-        **quality(task, model, split),
+        **quality(task, model, split, seed),
     }
     file.unlink()
     done.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def quality(task: Task, model: Any, split: str) -> dict[str, float]:
+def quality(task: Task, model: Any, split: str, seed: int) -> dict[str, float]:
     """Loss, and on the test split pass@1 where the task has one."""
-    found = example_logprobs(model, batches(task, split))
+    found = example_logprobs(model, batches(task, split, seed if task.is_recall else 0))
     loss = -sum(example.logprob for example in found) / sum(example.tokens for example in found)
     if not task.problems or split != "test":
         return {"loss": loss}
@@ -227,12 +248,12 @@ def quality(task: Task, model: Any, split: str) -> dict[str, float]:
     return {"loss": loss, "pass_at_1": held_out.interval.value}
 
 
-def batches(task: Task, split: str) -> Iterator[dict[str, torch.Tensor]]:
+def batches(task: Task, split: str, seed: int) -> Iterator[dict[str, torch.Tensor]]:
     """Examples as the trainer reads them, padded on the right; prompts are not counted."""
     reader = tokenizer(task)
     end = reader.eos_token_id
-    size = 64 if task.name == "arithmetic" else 8
-    held_out = rows(task, split, 0)
+    size = 8 if task.name == "smollm2" else 64
+    held_out = rows(task, split, seed)
     for start in range(0, len(held_out), size):
         ids, labels = [], []
         for row in held_out[start : start + size]:
