@@ -1,10 +1,11 @@
-# One command each, set-up included: `make demo`, `make test`, `make check`, `make bench`, `make docs`.
+# One command each, set-up included: `make demo`, `make test`, `make check`, `make bench`, `make docs`,
+# `make paper`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench peers docs browser clean
+.PHONY: demo test check bench peers docs paper browser clean
 
 demo: $(READY)
 	$(BIN)/stablerank demo
@@ -34,6 +35,10 @@ peers:
 docs: $(READY)
 	$(BIN)/python scripts/write_results.py --check
 	$(BIN)/python scripts/check_docs.py
+
+# The paper, as a PDF and as an HTML page, every number from a result.
+paper: $(READY)
+	$(BIN)/python scripts/make_paper.py build
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
